@@ -1,0 +1,20 @@
+"""One process-wide setting for all tests: eight fake CPU devices, strict shapes, no network."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+try:
+    jax.config.update("jax_num_cpu_devices", 8)
+except RuntimeError as e:  # pragma: no cover - only if something imported jax and used it before
+    raise RuntimeError("a plugin used jax before tests/conftest.py could ask for eight devices") from e
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
