@@ -112,7 +112,7 @@ def from_dict(data: Any, expected: Any = Any, where: str = "") -> Any:
         _expect(isinstance(data, dict), data, data, "a mapping", where)
         value_type = (typing.get_args(expected) or (str, Any))[1]
         return {k: from_dict(v, value_type, _join(where, k)) for k, v in data.items()}
-    if dataclasses.is_dataclass(expected) or (isinstance(data, dict) and "type" in data):
+    if dataclasses.is_dataclass(expected) or isinstance(data, dict):
         return _from_mapping(data, expected, where)
     return _from_scalar(data, expected, where)
 
@@ -169,6 +169,8 @@ def _from_sequence(data: Any, expected: Any, where: str) -> Any:
 
 def _from_mapping(data: Any, expected: Any, where: str) -> Any:
     _expect(isinstance(data, dict), data, data, f"the keys of {getattr(expected, '__name__', 'an object')}", where)
+    if getattr(expected, "_is_protocol", False) and "type" not in data:
+        raise ConfigError(f"config key {where or '(top)'!r}: a {expected.__name__} needs the key 'type'")
     data = dict(data)
     cls = expected
     if "type" in data and not (dataclasses.is_dataclass(expected) and _has_field(expected, "type")):
@@ -176,7 +178,7 @@ def _from_mapping(data: Any, expected: Any, where: str) -> Any:
         found = _BY_TAG.get(tag)
         if found is None:
             raise ConfigError(f"config key {_join(where, 'type')!r}: no class is called {tag!r}{closest(tag, _BY_TAG)}")
-        if isinstance(expected, type) and expected is not object and not issubclass(found, expected):
+        if isinstance(expected, type) and not _accepts(expected, found):
             _expect(False, None, tag, f"a {expected.__name__}", _join(where, "type"))
         cls = found
     hints = typing.get_type_hints(cls)
@@ -196,6 +198,11 @@ def _from_mapping(data: Any, expected: Any, where: str) -> Any:
     if missing:
         raise ConfigError(f"config key {_join(where, missing[0])!r} is required by {cls.__name__} and missing")
     return cls(**values)
+
+
+def _accepts(expected: type, found: type) -> bool:
+    """Protocols document a slot; they cannot be checked against a class, so they accept any registered one."""
+    return expected is object or getattr(expected, "_is_protocol", False) or issubclass(found, expected)
 
 
 def _has_field(cls: type, name: str) -> bool:

@@ -1,0 +1,75 @@
+"""The encoder and the selection in one op: [B, d_sae] pre-activations need never leave it."""
+
+from functools import partial
+
+import jax
+
+from jaxsae.kernels._dispatch import check_k, choose
+from jaxsae.kernels.encode_topk import reference, xla
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _xla(x, W, b, b_pre, scale, dead, k, k_aux, signed):
+    return xla.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+
+
+def _xla_fwd(x, W, b, b_pre, scale, dead, k, k_aux, signed):
+    out = xla.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+    return out, (x, W, b_pre, dead, out[1], out[3])
+
+
+_xla.defvjp(_xla_fwd, xla.backward)
+
+IMPLEMENTATIONS = {"xla": _xla, "reference": reference.encode_topk}
+
+
+def encode_topk(
+    x: jax.Array,
+    W: jax.Array,
+    b: jax.Array,
+    b_pre: jax.Array,
+    scale: jax.Array,
+    dead: jax.Array,
+    k: int,
+    k_aux: int = 0,
+    signed: bool = False,
+    *,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The k best latents of each row, and the k_aux best among the dead ones.
+
+        pre = (x - b_pre) W + b        score = (|pre| if signed else pre) * scale
+
+    Both lists are ordered by score, descending, ties by lowest index.  The gradient flows through the chosen values
+    of `pre` only; `scale` and `dead` steer the selection and receive none.
+
+    Args:
+        x: [B, D] rows, f32 or bf16 (the compute dtype; products are summed in f32).
+        W: [D, S] encoder weight in the dtype of x.
+        b: [S] encoder bias, f32.
+        b_pre: [D] subtracted from x, f32.
+        scale: [S] positive factor of the score, f32.
+        dead: [S] bool, candidates of the second list.
+        k: length of the first list.
+        k_aux: length of the second list, 0 for none.
+        signed: rank by magnitude.
+        implementation: None (best here), "xla" or "reference".
+
+    Returns:
+        values [B, k] (unclipped `pre`, f32), indices [B, k] int32, and the same for the dead latents: [B, k_aux].
+        Where fewer than k_aux latents are dead the rest have value 0.
+
+    Raises:
+        ConfigError: k or k_aux out of range, or an unknown implementation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> eye, z, one = jnp.eye(3), jnp.zeros(3), jnp.ones(3)
+        >>> v, i, *_ = encode_topk(jnp.array([[1.0, 5.0, 3.0]]), eye, z, z, one, one < 0, 2)
+        >>> v.tolist(), i.tolist()
+        ([[5.0, 3.0]], [[1, 2]])
+    """
+    check_k("encode_topk", k, W.shape[1])
+    if k_aux:
+        check_k("encode_topk (dead latents)", k_aux, W.shape[1])
+    return choose("encode_topk", implementation, IMPLEMENTATIONS)(x, W, b, b_pre, scale, dead, k, k_aux, signed)

@@ -1,0 +1,10 @@
+"""Decoding of sparse codes, plainest form: the specification of the op."""
+
+import jax
+import jax.numpy as jnp
+
+
+def sparse_decode(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
+    """See `jaxsae.kernels.sparse_decode.api.sparse_decode`."""
+    rows = W[indices].astype(jnp.float32)
+    return jnp.einsum("bk,bke->be", values.astype(jnp.float32), rows)

@@ -1,0 +1,59 @@
+"""Decoding of sparse codes without [B, K, E]: a scan over the K entries, or a dense matmul when K is large."""
+
+import jax
+import jax.numpy as jnp
+
+#: A list longer than d_sae / DENSE_RATIO is scattered and multiplied: on CPU one dense matmul then costs less than
+#: K passes over [B, E].
+DENSE_RATIO = 64
+
+
+def _is_long(k: int, size: int) -> bool:
+    return k * DENSE_RATIO >= size
+
+
+def scatter(values: jax.Array, indices: jax.Array, size: int) -> jax.Array:
+    """The dense form [B, size] of sparse codes; repeated indices add."""
+    rows = jnp.arange(len(values))[:, None]
+    return jnp.zeros((len(values), size), values.dtype).at[rows, indices].add(values)
+
+
+def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
+    """sum_j values[b, j] W[indices[b, j]] in f32: [B, E]."""
+    if _is_long(indices.shape[1], W.shape[0]):
+        return jnp.dot(scatter(values, indices, W.shape[0]).astype(W.dtype), W, preferred_element_type=jnp.float32)
+
+    def add(y, entry):
+        value, index = entry
+        return y + value[:, None] * W[index].astype(jnp.float32), None
+
+    start = jnp.zeros((len(values), W.shape[1]), jnp.float32)
+    return jax.lax.scan(add, start, (values.astype(jnp.float32).T, indices.T))[0]
+
+
+def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
+    """g[b] . W[indices[b, j]]: the gradient of the values, [B, K] f32."""
+    if _is_long(indices.shape[1], W.shape[0]):
+        full = jnp.dot(g.astype(W.dtype), W.T, preferred_element_type=jnp.float32)
+        return jnp.take_along_axis(full, indices, axis=1)
+
+    def one(_, index):
+        return None, jnp.sum(g * W[index].astype(jnp.float32), axis=-1)
+
+    return jax.lax.scan(one, None, indices.T)[1].T
+
+
+def outer_sum(values: jax.Array, indices: jax.Array, rows: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """sum_b,j values[b, j] e_indices[b, j] (x) rows[b]: [size, width] f32, and the sum of values per index [size]."""
+    if _is_long(indices.shape[1], size):
+        dense = scatter(values, indices, size)
+        return jnp.dot(dense.T, rows.astype(dense.dtype)), dense.sum(0)
+
+    def add(carry, entry):
+        total, count = carry
+        value, index = entry
+        total = total.at[index].add(value[:, None] * rows.astype(jnp.float32))
+        return (total, count.at[index].add(value)), None
+
+    start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
+    return jax.lax.scan(add, start, (values.astype(jnp.float32).T, indices.T))[0]

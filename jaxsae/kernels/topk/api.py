@@ -1,0 +1,34 @@
+"""The k largest entries of every row, exactly, ties by lowest index."""
+
+import jax
+
+from jaxsae.kernels._dispatch import check_k, choose
+from jaxsae.kernels.topk import reference, xla
+
+IMPLEMENTATIONS = {"xla": xla.topk, "reference": reference.topk}
+
+
+def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """The k largest entries per row, value descending, then index ascending, as `jax.lax.top_k`.
+
+    Not differentiable through the indices; take the values with `take_along_axis` where a gradient is needed.
+
+    Args:
+        x: [B, S] real.
+        k: how many, 1 <= k <= S.
+        implementation: None (best here), "xla" or "reference".
+
+    Returns:
+        values [B, k] in the dtype of x and indices [B, k] int32.
+
+    Raises:
+        ConfigError: k out of range or an unknown implementation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> v, i = topk(jnp.array([[1.0, 3.0, 2.0, 3.0]]), 2)
+        >>> v.tolist(), i.tolist()
+        ([[3.0, 3.0]], [[1, 3]])
+    """
+    check_k("topk", k, x.shape[-1])
+    return choose("topk", implementation, IMPLEMENTATIONS)(x, k)

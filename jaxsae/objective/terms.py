@@ -1,0 +1,131 @@
+"""Loss terms.  Each says its reduction; each is logged under its own name.
+
+A term returns one value per row, [B], which the recipe reduces over the rows that count, or one number, [], when it
+normalises over the batch itself (it must then honour `rows.mask`).  Coefficients are arrays in `state.hyper`; a term
+names its own by `coefficient` ("" means 1) and may shape it over time by a schedule.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.config import register
+from jaxsae.objective.reducers import Mean, Reducer
+from jaxsae.objective.schedules import Constant, Schedule
+from jaxsae.sae.records import Ctx, Out
+
+#: Guards divisions by a variance that may be 0.
+TINY = 1e-12
+
+
+class Term(Protocol):
+    """See the module docstring.  `needs` may contain "pre"; `k_aux` asks for a selection among dead latents."""
+
+    name: str
+    coefficient: str
+    schedule: Schedule
+    reducer: Reducer
+    needs: tuple[str, ...]
+
+    @property
+    def k_aux(self) -> int: ...
+    def __call__(self, out: Out, ctx: Ctx) -> jax.Array: ...
+
+
+def weight(term: Term, ctx: Ctx) -> jax.Array:
+    """What multiplies a term at this step: [] f32."""
+    peak = ctx.hyper[term.coefficient] if term.coefficient else 1.0
+    return peak * term.schedule(ctx.step)
+
+
+def batch_variance(y: jax.Array, mask: jax.Array) -> jax.Array:
+    """sum over rows and E of (y - mean over rows of y)^2, rows that count only: [] f32."""
+    rows = mask[:, None]
+    mean = jnp.sum(y * rows, axis=0, keepdims=True) / jnp.maximum(jnp.sum(mask), 1.0)
+    return jnp.sum(rows * (y - mean) ** 2)
+
+
+@register("term.mse")
+@dataclass(frozen=True)
+class Mse:
+    """||y - yhat||^2, sum over E, mean over levels and then over B (Bricken et al. 2023; Anthropic April 2024)."""
+
+    coefficient: str = ""
+    schedule: Schedule = Constant()
+    reducer: Reducer = Mean()
+    name = "mse"
+    needs = ()
+    k_aux = 0
+
+    def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
+        return jnp.mean(out.level_sse, axis=1)
+
+
+@register("term.normalised_mse")
+@dataclass(frozen=True)
+class NormalisedMse:
+    """sum_B,E (y - yhat)^2 / sum_B,E (y - mean_B y)^2: the fraction of variance unexplained of this batch.
+
+    With the constant 1/var(x) of Gao et al. 2024 (section 2.1) taken on the batch itself; averaged over levels.
+    """
+
+    coefficient: str = ""
+    schedule: Schedule = Constant()
+    reducer: Reducer = Mean()
+    name = "normalised_mse"
+    needs = ()
+    k_aux = 0
+
+    def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
+        sse = jnp.sum(jnp.mean(out.level_sse, axis=1) * out.rows.mask)
+        return sse / jnp.maximum(batch_variance(out.rows.y, out.rows.mask), TINY)
+
+
+@register("term.l1")
+@dataclass(frozen=True)
+class L1:
+    """sum_j |z_j| ||d_j||, sum over latents, mean over B (Anthropic, April 2024 update).
+
+    With `by_norm` False the plain sum |z_j| (Cunningham et al. 2023; Bricken et al. 2023), which is only meaningful
+    for atoms of unit norm: otherwise codes shrink and atoms grow.
+    """
+
+    coefficient: str = "l1_coefficient"
+    schedule: Schedule = Constant()
+    by_norm: bool = True
+    reducer: Reducer = Mean()
+    name = "l1"
+    needs = ()
+    k_aux = 0
+
+    def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
+        z = jnp.abs(out.sel.codes.values)
+        return jnp.sum(z * out.sel.codes.at(out.D.norms(out.p)) if self.by_norm else z, axis=-1)
+
+
+@register("term.auxk")
+@dataclass(frozen=True)
+class AuxK:
+    """How badly the k_aux best dead latents model what the live ones leave over (Gao et al. 2024, A.2).
+
+        e = stop_gradient(y - yhat)     e_hat = z_dead @ W_dec (no bias)
+        L = sum_B,E (e - e_hat)^2 / sum_B,E (e - mean_B e)^2,   0 when no latent is dead
+
+    The residual is detached, so live latents are not touched; the gradient reaches encoder and atoms of dead ones.
+    """
+
+    k_aux: int
+    coefficient: str = "aux_loss_coefficient"
+    schedule: Schedule = Constant()
+    reducer: Reducer = Mean()
+    name = "auxk"
+    needs = ()
+
+    def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
+        e, mask = jax.lax.stop_gradient(out.err), out.rows.mask
+        any_dead = jnp.any(ctx.dead())
+        rest = e - out.sel.aux.decode(out.D.atoms(out.p), live=any_dead)
+        loss = jnp.sum(mask[:, None] * rest**2) / jnp.maximum(batch_variance(e, mask), TINY)
+        return jnp.where(any_dead, loss, 0.0)

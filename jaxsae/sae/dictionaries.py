@@ -1,0 +1,75 @@
+"""Dictionaries: the atoms that codes weigh, and what keeps them in shape."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.config import register
+from jaxsae.sae.codes import Codes
+from jaxsae.sae.geometry import remove_parallel, row_norms, unit
+from jaxsae.sae.records import Rows
+from jaxsae.typing import Params
+
+
+@register("dictionary.free")
+@dataclass(frozen=True)
+class Free:
+    """W_dec [S, E] without a constraint; initial rows are random directions of norm `init_norm`."""
+
+    d_sae: int
+    d_out: int
+    init_norm: float = 0.1
+    axes = {"W_dec": "SE"}
+    fixed = ()
+
+    def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:
+        return {"W_dec": unit(jax.random.normal(key, (self.d_sae, self.d_out))) * self.init_norm}
+
+    def atoms(self, p: Params) -> jax.Array:
+        return p["W_dec"]
+
+    def decode(self, p: Params, codes: Codes) -> jax.Array:
+        return codes.decode(self.atoms(p))
+
+    def norms(self, p: Params) -> jax.Array:
+        return row_norms(self.atoms(p).astype(jnp.float32))[:, 0]
+
+    def tangent(self, p: Params, grads: Params) -> Params:
+        return grads
+
+    def project(self, p: Params) -> Params:
+        return p
+
+
+@register("dictionary.unit")
+@dataclass(frozen=True)
+class Unit:
+    """W_dec [S, E] with rows of norm 1.
+
+    Before the optimiser the gradient loses its component along each atom; after the step rows are renormalised,
+    because Adam's per-coordinate scaling brings a parallel part back (Bricken et al. 2023; Gao et al. 2024, A.1).
+    """
+
+    d_sae: int
+    d_out: int
+    axes = {"W_dec": "SE"}
+    fixed = ()
+
+    def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:
+        return {"W_dec": unit(jax.random.normal(key, (self.d_sae, self.d_out)))}
+
+    def atoms(self, p: Params) -> jax.Array:
+        return p["W_dec"]
+
+    def decode(self, p: Params, codes: Codes) -> jax.Array:
+        return codes.decode(self.atoms(p))
+
+    def norms(self, p: Params) -> jax.Array:
+        return row_norms(self.atoms(p).astype(jnp.float32))[:, 0]
+
+    def tangent(self, p: Params, grads: Params) -> Params:
+        return {**grads, "W_dec": remove_parallel(grads["W_dec"], p["W_dec"])}
+
+    def project(self, p: Params) -> Params:
+        return {**p, "W_dec": unit(p["W_dec"])}

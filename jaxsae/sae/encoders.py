@@ -1,0 +1,45 @@
+"""Encoders: from rows to pre-activations."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.config import register
+from jaxsae.sae.geometry import unit
+from jaxsae.sae.records import Ctx, Pre, Rows
+from jaxsae.sae.slots import Dictionary
+from jaxsae.typing import Params
+
+
+@register("encoder.affine")
+@dataclass(frozen=True)
+class Affine:
+    """pre = (x - b_pre) W_enc + b_enc, with b_pre either absent or the decoder bias.
+
+    W_enc [D, S] starts as the transpose of the atoms (`start` "tied"; needs D = E) or as random unit columns.
+    """
+
+    d_in: int
+    d_sae: int
+    b_pre: Literal["none", "b_dec"] = "none"
+    start: Literal["tied", "random"] = "tied"
+    axes = {"W_enc": "DS", "b_enc": "S"}
+
+    def init(self, key: jax.Array, rows: Rows, p: Params, D: Dictionary) -> Params:
+        if self.start == "tied":
+            W = D.atoms(p).T
+        else:
+            W = unit(jax.random.normal(key, (self.d_sae, self.d_in))).T
+        return {"W_enc": W, "b_enc": jnp.zeros(self.d_sae)}
+
+    def affine(self, p: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(W [D, S], b [S], b_pre [D]): what the fused op needs."""
+        return p["W_enc"], p["b_enc"], p["b_dec"] if self.b_pre == "b_dec" else jnp.zeros(self.d_in)
+
+    def pre(self, p: Params, x: jax.Array, D: Dictionary, ctx: Ctx) -> Pre:
+        W, b, b_pre = self.affine(p)
+        centred = x - b_pre[None].astype(x.dtype)
+        value = jnp.dot(centred, W, preferred_element_type=jnp.float32) + b[None]
+        return Pre(value, value, centred)

@@ -1,0 +1,112 @@
+"""Input scaling: none, one constant for the whole data set (folds into the weights at export), or per row (stays)."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.config import register
+from jaxsae.sae.records import Rows
+from jaxsae.typing import Params
+
+EPS = 1e-5
+
+
+@register("norm.none")
+@dataclass(frozen=True)
+class NoNorm:
+    """Rows as they come."""
+
+    foldable = True
+    axes = {}
+    fixed = ()
+
+    def init(self, rows: Rows) -> Params:
+        return {}
+
+    def inputs(self, p: Params, x: jax.Array) -> jax.Array:
+        return x
+
+    def targets(self, p: Params, y: jax.Array, x: jax.Array) -> jax.Array:
+        return y
+
+    def undo(self, p: Params, y: jax.Array, x: jax.Array) -> jax.Array:
+        return y
+
+    def fold(self, p: Params, leaves: Params) -> Params:
+        return leaves
+
+
+@register("norm.dataset")
+@dataclass(frozen=True)
+class DatasetNorm:
+    """x <- c x with c = sqrt(D) / mean ||x|| (Anthropic, April 2024 update), y likewise with its own constant.
+
+    The two constants are measured on the sample given to `init`, kept as fixed leaves, and folded at export:
+    W_enc *= c_in, W_dec /= c_out, b_dec /= c_out; encoder bias and thresholds stay, as pre-activations do.
+    """
+
+    foldable = True
+    axes = {"c_in": "", "c_out": ""}
+    fixed = ("c_in", "c_out")
+
+    def init(self, rows: Rows) -> Params:
+        return {"c_in": self._constant(rows.x, rows.mask), "c_out": self._constant(rows.y, rows.mask)}
+
+    @staticmethod
+    def _constant(a: jax.Array, mask: jax.Array) -> jax.Array:
+        norms = jnp.linalg.norm(a.astype(jnp.float32), axis=1)
+        return math.sqrt(a.shape[1]) * jnp.sum(mask) / jnp.sum(norms * mask)
+
+    def inputs(self, p: Params, x: jax.Array) -> jax.Array:
+        return x * p["c_in"]
+
+    def targets(self, p: Params, y: jax.Array, x: jax.Array) -> jax.Array:
+        return y * p["c_out"]
+
+    def undo(self, p: Params, y: jax.Array, x: jax.Array) -> jax.Array:
+        return y / p["c_out"]
+
+    def fold(self, p: Params, leaves: Params) -> Params:
+        """Scales the leaves of a frozen coder so that it takes and returns raw rows."""
+        factors = {"W_enc": p["c_in"], "W_dec": 1 / p["c_out"], "b_dec": 1 / p["c_out"]}
+        factors["W_skip"] = p["c_in"] / p["c_out"]
+        return {k: v * factors[k] if k in factors else v for k, v in leaves.items()}
+
+
+@register("norm.row")
+@dataclass(frozen=True)
+class RowNorm:
+    """x <- (x - mean(x)) / (std(x) + 1e-5) over the D entries of each row, undone on the output (Gao et al. 2024).
+
+    `ddof` 1 divides the variance by D - 1, as the OpenAI and SAELens libraries do.  Not foldable: the frozen coder
+    keeps it.  `undo` multiplies by std(x), without the 1e-5, again as those libraries do.
+    """
+
+    ddof: int = 1
+    foldable = False
+    axes = {}
+    fixed = ()
+
+    def init(self, rows: Rows) -> Params:
+        return {}
+
+    def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = x.astype(jnp.float32)
+        return x.mean(-1, keepdims=True), x.std(-1, keepdims=True, ddof=self.ddof)
+
+    def inputs(self, p: Params, x: jax.Array) -> jax.Array:
+        mean, std = self._moments(x)
+        return (x - mean) / (std + EPS)
+
+    def targets(self, p: Params, y: jax.Array, x: jax.Array) -> jax.Array:
+        mean, std = self._moments(x)
+        return (y - mean) / (std + EPS)
+
+    def undo(self, p: Params, y: jax.Array, x: jax.Array) -> jax.Array:
+        mean, std = self._moments(x)
+        return y * std + mean
+
+    def fold(self, p: Params, leaves: Params) -> Params:
+        return leaves

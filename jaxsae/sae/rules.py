@@ -1,0 +1,59 @@
+"""Rules: which entries of a ranked candidate list are kept.  `Rank` does the rest for all of them.
+
+A rule sees scores sorted in descending order.  One that cannot tell from a short list whether it kept everything sets
+`may_miss` and certifies each answer; when the certificate fails, the step is recomputed with the full list.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.config import register
+from jaxsae.sae.records import Ctx
+from jaxsae.typing import Params
+
+
+class Rule(Protocol):
+    """See the module docstring.  `per_row`: every row is judged by itself, so the rank form is an inference form."""
+
+    may_miss: bool
+    per_row: bool
+    axes: dict[str, str]
+    fixed: tuple[str, ...]
+
+    def init(self, key: jax.Array) -> Params: ...
+    def keep(
+        self, p: Params, score: jax.Array, x: jax.Array, ctx: Ctx, full: bool
+    ) -> tuple[jax.Array, jax.Array | bool]: ...
+
+
+@register("rule.row")
+@dataclass(frozen=True)
+class RowRule:
+    """The first k of each row (TopK, Gao et al. 2024).  k is the array `hyper["k"]`, [] or [B], at most the capacity."""
+
+    may_miss = False
+    per_row = True
+    axes = {}
+    fixed = ()
+
+    def init(self, key: jax.Array) -> Params:
+        return {}
+
+    def keep(self, p: Params, score: jax.Array, x: jax.Array, ctx: Ctx, full: bool):
+        """Mask of kept entries.
+
+        Args:
+            p: leaves.
+            score: [B, C] sorted, descending.
+            x: [B, D] centred input.
+            ctx: step context.
+            full: the list holds every latent.
+
+        Returns:
+            keep [B, C] bool and whether that is certainly what the full list would give.
+        """
+        k = jnp.reshape(jnp.asarray(ctx.hyper["k"]), (-1, 1))
+        return jnp.arange(score.shape[1])[None] < k, True
