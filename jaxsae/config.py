@@ -173,7 +173,7 @@ def _from_mapping(data: Any, expected: Any, where: str) -> Any:
         raise ConfigError(f"config key {where or '(top)'!r}: a {expected.__name__} needs the key 'type'")
     data = dict(data)
     cls = expected
-    if "type" in data and not (dataclasses.is_dataclass(expected) and _has_field(expected, "type")):
+    if "type" in data and not _has_field(expected, "type"):
         tag = data.pop("type")
         found = _BY_TAG.get(tag)
         if found is None:
@@ -205,8 +205,8 @@ def _accepts(expected: type, found: type) -> bool:
     return expected is object or getattr(expected, "_is_protocol", False) or issubclass(found, expected)
 
 
-def _has_field(cls: type, name: str) -> bool:
-    return any(f.name == name for f in dataclasses.fields(cls))
+def _has_field(cls: Any, name: str) -> bool:
+    return dataclasses.is_dataclass(cls) and any(f.name == name for f in dataclasses.fields(cls))
 
 
 def _from_scalar(data: Any, expected: Any, where: str) -> Any:

@@ -6,7 +6,7 @@ names its own by `coefficient` ("" means 1) and may shape it over time by a sche
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,16 @@ TINY = 1e-12
 class Term(Protocol):
     """See the module docstring.  `needs` may contain "pre"; `k_aux` asks for a selection among dead latents."""
 
-    name: str
-    coefficient: str
-    schedule: Schedule
-    reducer: Reducer
-    needs: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def coefficient(self) -> str: ...
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def reducer(self) -> Reducer: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
 
     @property
     def k_aux(self) -> int: ...
@@ -126,6 +131,7 @@ class AuxK:
     def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
         e, mask = jax.lax.stop_gradient(out.err), out.rows.mask
         any_dead = jnp.any(ctx.dead())
-        rest = e - out.sel.aux.decode(out.D.atoms(out.p), live=any_dead)
+        aux: Any = out.sel.aux  # present, since k_aux asks for it
+        rest = e - aux.decode(out.D.atoms(out.p), live=any_dead)
         loss = jnp.sum(mask[:, None] * rest**2) / jnp.maximum(batch_variance(e, mask), TINY)
         return jnp.where(any_dead, loss, 0.0)

@@ -1,6 +1,6 @@
 """A recipe: slots filled in, and the pure functions that train them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -208,14 +208,14 @@ class Recipe:
         params = self.dictionary.project({**moved, **fixed})
         exact, observed, metrics = seen
         track = {t.name: t.update(state.track[t.name], observed[t.name], ctx) for t in self.trackers}
-        state = state.replace(params=params, opt=opt, track=track, average=self._averaged(state, params))
+        state = replace(state, params=params, opt=opt, track=track, average=self._averaged(state, params))
         for transform in self.transforms:
             state = transform(self, state, ctx)
         metrics = {**metrics, "grad_norm": optax.global_norm(grads), "lr": lr, "exact": exact.astype(jnp.float32)}
         if "fired" in state.track and "dead_after_tokens" in state.hyper:
             dead = state.track["fired"]["since"] >= state.hyper["dead_after_tokens"]
             metrics["dead_share"] = jnp.mean(dead.astype(jnp.float32))
-        return state.replace(step=state.step + 1), metrics
+        return replace(state, step=state.step + 1), metrics
 
     def _averaged(self, state: State, params: Params) -> Params:
         """Running mean of the weights; early on it follows more closely, so that it does not remember the start."""
@@ -250,8 +250,6 @@ class Recipe:
 
     def replace_terms(self, terms: tuple[Term, ...]) -> "Recipe":
         """A copy with other terms."""
-        from dataclasses import replace
-
         return replace(self, terms=terms)
 
     def export(self, state: State, form: str = "auto", meta: Meta | None = None) -> SAE:
@@ -262,8 +260,6 @@ class Recipe:
             form: "auto", "rank" or "threshold".
             meta: provenance; the recipe's name is added.
         """
-        from dataclasses import replace
-
         meta = replace(meta or Meta(), recipe=self.name)
         slots = {n: getattr(self, n) for n in ("norm", "encoder", "dictionary", "readout")}
         return freeze(self.weights(state), state.track, state.hyper, form=form, meta=meta, **slots)

@@ -6,6 +6,7 @@ repeat (a pursuit may pick an atom twice: the values add).  Leading axes may be 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ class SparseCodes:
     def reshape(self, *lead: int) -> "SparseCodes":
         """The same codes with other leading axes."""
         k = self.values.shape[-1]
-        return self.replace(values=self.values.reshape(*lead, k), indices=self.indices.reshape(*lead, k))
+        return replace(self, values=self.values.reshape(*lead, k), indices=self.indices.reshape(*lead, k))
 
 
 @struct.dataclass
@@ -89,7 +90,7 @@ class DenseCodes:
 
     def reshape(self, *lead: int) -> "DenseCodes":
         """The same codes with other leading axes."""
-        return self.replace(values=self.values.reshape(*lead, self.d_sae))
+        return replace(self, values=self.values.reshape(*lead, self.d_sae))
 
 
 Codes = SparseCodes | DenseCodes

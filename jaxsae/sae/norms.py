@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ class NoNorm:
     """Rows as they come."""
 
     foldable = True
-    axes = {}
+    axes: ClassVar[dict[str, str]] = {}
     fixed = ()
 
     def init(self, rows: Rows) -> Params:
@@ -86,7 +87,7 @@ class RowNorm:
 
     ddof: int = 1
     foldable = False
-    axes = {}
+    axes: ClassVar[dict[str, str]] = {}
     fixed = ()
 
     def init(self, rows: Rows) -> Params:

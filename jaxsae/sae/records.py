@@ -71,7 +71,7 @@ class Ctx:
     hyper: dict[str, Any]
     track: dict[str, Any]
     frozen: PyTree = ()
-    rows: Rows | None = None
+    rows: Any = None  # Rows, once the view has run
     train: bool = True
 
     def rng(self, name: str) -> jax.Array:

@@ -5,7 +5,7 @@ A rule sees scores sorted in descending order.  One that cannot tell from a shor
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,14 @@ from jaxsae.typing import Params
 class Rule(Protocol):
     """See the module docstring.  `per_row`: every row is judged by itself, so the rank form is an inference form."""
 
-    may_miss: bool
-    per_row: bool
-    axes: dict[str, str]
-    fixed: tuple[str, ...]
+    @property
+    def may_miss(self) -> bool: ...
+    @property
+    def per_row(self) -> bool: ...
+    @property
+    def axes(self) -> dict[str, str]: ...
+    @property
+    def fixed(self) -> tuple[str, ...]: ...
 
     def init(self, key: jax.Array) -> Params: ...
     def keep(
@@ -32,11 +36,11 @@ class Rule(Protocol):
 @register("rule.row")
 @dataclass(frozen=True)
 class RowRule:
-    """The first k of each row (TopK, Gao et al. 2024).  k is the array `hyper["k"]`, [] or [B], at most the capacity."""
+    """The first k of each row (TopK, Gao et al. 2024).  k is `hyper["k"]`, [] or [B], up to the capacity."""
 
     may_miss = False
     per_row = True
-    axes = {}
+    axes: ClassVar[dict[str, str]] = {}
     fixed = ()
 
     def init(self, key: jax.Array) -> Params:

@@ -57,9 +57,9 @@ class SAE:
 
     params: Params
     norm: Norm = struct.field(pytree_node=False, default=NoNorm())
-    encoder: Encode = struct.field(pytree_node=False, default=None)  # type: ignore[assignment]
-    dictionary: Dictionary = struct.field(pytree_node=False, default=None)  # type: ignore[assignment]
-    readout: Readout = struct.field(pytree_node=False, default=None)  # type: ignore[assignment]
+    encoder: Encode = struct.field(pytree_node=False, default=None)
+    dictionary: Dictionary = struct.field(pytree_node=False, default=None)
+    readout: Readout = struct.field(pytree_node=False, default=None)
     meta: Meta = struct.field(pytree_node=False, default=Meta())
 
     @property

@@ -1,6 +1,7 @@
 """Selectors: from scores to codes.  Thresholds give dense codes, ranks give sparse ones."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class Relu:
 
     may_miss = False
     forms = ("threshold",)
-    axes = {}
+    axes: ClassVar[dict[str, str]] = {}
     fixed = ()
 
     def init(self, key: jax.Array, d_sae: int) -> Params:

@@ -1,5 +1,6 @@
 """The encoder and the selection in one op: [B, d_sae] pre-activations need never leave it."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -20,7 +21,7 @@ def _xla_fwd(x, W, b, b_pre, scale, dead, k, k_aux, signed):
 
 _xla.defvjp(_xla_fwd, xla.backward)
 
-IMPLEMENTATIONS = {"xla": _xla, "reference": reference.encode_topk}
+IMPLEMENTATIONS: dict[str, Callable] = {"xla": _xla, "reference": reference.encode_topk}
 
 
 def encode_topk(

@@ -1,5 +1,7 @@
 """Decoding of sparse codes: a weighted sum of K dictionary rows per row of the batch."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +42,7 @@ def _reference(values, indices, W, live):
     return out if live is None else jnp.where(live, out, 0.0)
 
 
-IMPLEMENTATIONS = {"xla": _xla, "reference": _reference}
+IMPLEMENTATIONS: dict[str, Callable] = {"xla": _xla, "reference": _reference}
 
 
 def sparse_decode(
