@@ -70,7 +70,8 @@ class Threshold:
         score = jnp.abs(pre.score) if self.signed else pre.score
         value = pre.value if self.signed else jax.nn.relu(pre.value)
         codes = DenseCodes(jnp.where(score > p["threshold"][None], value, 0.0))
-        return Selection(codes, pre=pre if want.pre else None, theta=p["threshold"])
+        aux = dead_candidates(pre, ctx, want, self.signed)
+        return Selection(codes, aux=aux, pre=pre if want.pre else None, theta=p["threshold"])
 
     def frozen(self, p: Params, track: PyTree, hyper: Params, D: Dictionary, form: str) -> tuple["Threshold", Params]:
         return self, {"threshold": p["threshold"]}
