@@ -154,7 +154,12 @@ def check_exports(recipe: Recipe, key: Any) -> None:
     np.testing.assert_allclose(sae.encode(x).dense(), codes, rtol=2e-5, atol=2e-5)
 
 
-QUICK = (check_init_is_abstract, check_trains_in_one_trace, check_padding_counts_for_nothing, check_round_trips_as_config)
+QUICK = (
+    check_init_is_abstract,
+    check_trains_in_one_trace,
+    check_padding_counts_for_nothing,
+    check_round_trips_as_config,
+)
 FULL = (
     *QUICK,
     check_fused_equals_dense,

@@ -1,0 +1,103 @@
+"""Fused encode and sparse decode against the plain reference: values, indices and every gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsae import kernels
+from jaxsae.errors import ConfigError
+
+B, D, S = 16, 12, 640
+
+
+def inputs(seed=0, dtype=jnp.float32, ties=False):
+    k = jax.random.split(jax.random.key(seed), 6)
+    make = lambda key, shape: jax.random.normal(key, shape)  # noqa: E731
+    x, W, b, b_pre = make(k[0], (B, D)), make(k[1], (D, S)), make(k[2], (S,)), make(k[3], (D,))
+    if ties:
+        x, W, b, b_pre = (jnp.round(a) for a in (x, W, b, b_pre))
+    return x.astype(dtype), W.astype(dtype), b, b_pre, jax.random.bernoulli(k[4], 0.3, (S,)), make(k[5], (S, D)) / D
+
+
+def objective(implementation, k, k_aux, signed, scale, dead):
+    """A loss that reads both lists through a decode, so that every gradient is exercised."""
+
+    def f(x, W, b, b_pre, W_dec):
+        encoded = kernels.encode_topk(x, W, b, b_pre, scale, dead, k, k_aux, signed, implementation=implementation)
+        values, index, aux_values, aux = encoded
+        y = kernels.sparse_decode(values, index, W_dec, implementation=implementation)
+        z = kernels.sparse_decode(aux_values, aux, W_dec, live=jnp.any(dead), implementation=implementation)
+        return jnp.mean((x.astype(jnp.float32) - y) ** 2) + jnp.mean((1.0 - z) ** 2)
+
+    return f
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("k", "k_aux"), [(4, 0), (4, 3), (4, 40), (40, 3)])
+def test_gradients_equal_autodiff_of_the_reference(k, k_aux, signed):
+    x, W, b, b_pre, dead, W_dec = inputs()
+    scale = jnp.linspace(0.5, 2.0, S)
+    ours, plain = (
+        jax.jit(jax.value_and_grad(objective(i, k, k_aux, signed, scale, dead), argnums=(0, 1, 2, 3, 4)))(
+            x, W, b, b_pre, W_dec
+        )
+        for i in ("xla", "reference")
+    )
+    for a, e in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * float(jnp.abs(e).max()))
+
+
+def test_selection_equals_the_reference_on_ties():
+    x, W, b, b_pre, dead, _ = inputs(ties=True)
+    ours, plain = (
+        kernels.encode_topk(x, W, b, b_pre, jnp.ones(S), dead, 4, 3, implementation=i) for i in ("xla", "reference")
+    )
+    for a, e in zip(ours, plain, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+def test_bf16_products_are_summed_in_f32():
+    x, W, b, b_pre, dead, _ = inputs(dtype=jnp.bfloat16)
+    values, index, *_ = kernels.encode_topk(x, W, b, b_pre, jnp.ones(S), dead, 4)
+    centred = np.asarray(x - b_pre.astype(jnp.bfloat16)[None], np.float64)
+    pre = centred @ np.asarray(W, np.float64) + np.asarray(b, np.float64)[None]
+    assert values.dtype == jnp.float32
+    np.testing.assert_allclose(values, np.take_along_axis(pre, np.asarray(index), 1), rtol=1e-5, atol=1e-4)
+
+
+def test_with_nothing_dead_the_second_list_is_absent_and_costs_no_gradient():
+    x, W, b, b_pre, _, W_dec = inputs()
+    dead = jnp.zeros(S, bool)
+    values, index, aux_values, _ = kernels.encode_topk(x, W, b, b_pre, jnp.ones(S), dead, 4, 8)
+    assert not np.any(aux_values)
+    with_aux = jax.grad(objective("xla", 4, 8, False, jnp.ones(S), dead), argnums=(1, 4))(x, W, b, b_pre, W_dec)
+    without = jax.grad(objective("xla", 4, 0, False, jnp.ones(S), dead), argnums=(1, 4))(x, W, b, b_pre, W_dec)
+    for a, e in zip(with_aux, without, strict=True):
+        np.testing.assert_array_equal(a, e)
+
+
+def test_a_sweep_keeps_the_branch():
+    """Under vmap the dead-latent pass stays one conditional in the compiled program."""
+    x, W, b, b_pre, dead, _ = inputs()
+    f = jax.vmap(lambda d: kernels.encode_topk(x, W, b, b_pre, jnp.ones(S), d, 4, 8))
+    text = jax.jit(f).lower(jnp.stack([dead, dead])).compile().as_text()
+    assert "conditional" in text
+
+
+@pytest.mark.parametrize("width", [3, 200])  # below and above the switch to a dense product
+def test_decode_equals_dense_codes_with_repeated_indices(width):
+    rng = np.random.default_rng(0)
+    values, index = rng.standard_normal((B, width)), rng.integers(0, S, (B, width))
+    index[:, 1] = index[:, 0]
+    W = rng.standard_normal((S, D))
+    dense = np.zeros((B, S))
+    np.add.at(dense, (np.arange(B)[:, None], index), values)
+    y = kernels.sparse_decode(jnp.asarray(values, jnp.float32), jnp.asarray(index), jnp.asarray(W, jnp.float32))
+    np.testing.assert_allclose(y, dense @ W, rtol=2e-5, atol=2e-5)
+
+
+def test_refuses_more_dead_candidates_than_latents():
+    x, W, b, b_pre, dead, _ = inputs()
+    with pytest.raises(ConfigError, match="dead latents"):
+        kernels.encode_topk(x, W, b, b_pre, jnp.ones(S), dead, 4, S + 1)

@@ -1,0 +1,51 @@
+"""Exact, stable top-k: every implementation against a stable sort in numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxsae.errors import ConfigError
+from jaxsae.kernels import topk
+from jaxsae.kernels.topk.api import IMPLEMENTATIONS
+
+
+AWKWARD = {
+    "normal": lambda r: r.standard_normal((5, 2048)),
+    "ties": lambda r: np.round(r.standard_normal((5, 2048)) * 2),
+    "all equal": lambda r: np.full((3, 2048), 1.5),
+    "all negative": lambda r: -np.abs(r.standard_normal((3, 2048))),
+    "infinite": lambda r: np.where(r.random((4, 2048)) < 0.01, np.inf, r.standard_normal((4, 2048))),
+    "minus infinite": lambda r: np.where(r.random((4, 2048)) < 0.99, -np.inf, r.standard_normal((4, 2048))),
+    "not a multiple of the group": lambda r: r.standard_normal((3, 2049)),
+}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", AWKWARD)
+def test_equals_a_stable_sort(case, implementation):
+    x = AWKWARD[case](np.random.default_rng(0)).astype(np.float32)
+    order = np.argsort(-x, axis=1, kind="stable")[:, :4]
+    values, index = topk(jnp.asarray(x), 4, implementation=implementation)
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([128, 640, 1024, 1300]), st.integers(1, 16), st.integers(0, 10**6))
+def test_implementations_agree_on_drawn_shapes(rows, size, k, seed):
+    x = jnp.asarray(np.round(np.random.default_rng(seed).standard_normal((rows, size)) * 3), jnp.float32)
+    for a, b in zip(topk(x, k, implementation="xla"), topk(x, k, implementation="reference"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("k", [0, 9])
+def test_refuses_k_out_of_range(k):
+    with pytest.raises(ConfigError, match="between 1 and the 8 candidates"):
+        topk(jnp.zeros((2, 8)), k)
+
+
+def test_a_named_implementation_never_falls_back():
+    with pytest.raises(ConfigError, match="no implementation 'pallas_tpu' here"):
+        topk(jnp.zeros((2, 8)), 2, implementation="pallas_tpu")
