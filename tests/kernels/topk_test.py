@@ -10,7 +10,6 @@ from jaxsae.errors import ConfigError
 from jaxsae.kernels import topk
 from jaxsae.kernels.topk.api import IMPLEMENTATIONS
 
-
 AWKWARD = {
     "normal": lambda r: r.standard_normal((5, 2048)),
     "ties": lambda r: np.round(r.standard_normal((5, 2048)) * 2),

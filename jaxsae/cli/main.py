@@ -1,0 +1,126 @@
+"""The command line: one word picks a command, its dataclass is the parser, a YAML file may give the defaults."""
+
+import dataclasses
+import importlib
+import os
+import sys
+from typing import Annotated, Any, Union, get_type_hints
+
+from jaxsae.config import from_dict, read_file
+from jaxsae.errors import ConfigError, JaxsaeError, closest
+
+#: Command -> (module:class, one line of help).  A command is a frozen dataclass with `run() -> dict`.
+COMMANDS = {
+    "quickstart": ("jaxsae.cli.quickstart:Quickstart", "the whole job on a real language model, no configuration"),
+    "harvest": ("jaxsae.cli.harvest:Harvest", "run a host model over text and cache its activations"),
+    "train": ("jaxsae.cli.train:Train", "train a dictionary on a cache"),
+    "eval": ("jaxsae.cli.eval:Eval", "reconstruction metrics and loss recovered of a dictionary"),
+    "report": ("jaxsae.cli.report:Report", "one HTML page to look at a run or a dictionary"),
+    "bench stream": ("jaxsae.cli.bench_stream:BenchStream", "how fast batches come out of a cache"),
+    "doctor": ("jaxsae.cli.doctor:Doctor", "devices, versions, caches, and what is missing for which feature"),
+}
+
+
+def usage() -> str:
+    """The page `jaxsae --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: jaxsae COMMAND [--config FILE.yaml] [options]",
+            "",
+            "Train, evaluate and use sparse autoencoders in JAX.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`jaxsae COMMAND --help` lists the options of a command.  --config FILE.yaml gives other defaults;",
+            "options on the command line win over it.",
+        ]
+    )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the `jaxsae` script; exits with 0, 1 (a named error), 2 (a wrong call) or 130 (interrupted)."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        status = _dispatch(args)
+    except JaxsaeError as e:
+        print(f"jaxsae: error: {e}", file=sys.stderr)
+        status = getattr(e, "status", 1)
+    except KeyboardInterrupt:
+        print("jaxsae: interrupted; the same command continues where it can", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:  # e.g. `jaxsae doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
+        import jaxsae
+
+        print(f"jaxsae {jaxsae.__version__}")
+        return 0
+    words = 2 if " ".join(args[:2]) in COMMANDS else 1
+    name, rest = " ".join(args[:words]), args[words:]
+    if name not in COMMANDS:
+        groups = sorted(c for c in COMMANDS if c.startswith(name + " "))
+        hint = f"; possible: {', '.join(groups)}" if groups else closest(name, COMMANDS)
+        print(f"jaxsae: error: no command {name!r}{hint}", file=sys.stderr)
+        return 2
+    parse(name, rest).run()
+    return 0
+
+
+def parse(name: str, args: list[str]) -> Any:
+    """The command object that the arguments describe.
+
+    Raises:
+        ConfigError: a config file that does not fit the command.
+        SystemExit: from the parser, on --help (0) or wrong options (2).
+    """
+    import tyro
+
+    module, cls_name = COMMANDS[name][0].split(":")
+    cls = with_choices(getattr(importlib.import_module(module), cls_name))
+    path, args = _take_config(args)
+    defaults = {} if path is None else {"default": from_dict(read_file(path), cls)}
+    return tyro.cli(cls, prog=f"jaxsae {name}", args=args, **defaults)
+
+
+def _take_config(args: list[str]) -> tuple[str | None, list[str]]:
+    """`--config FILE` or `--config=FILE`, taken out of the arguments."""
+    for i, arg in enumerate(args):
+        if arg == "--config":
+            if i + 1 == len(args):
+                raise ConfigError("--config needs the path of a YAML file after it")
+            return args[i + 1], args[:i] + args[i + 2 :]
+        if arg.startswith("--config="):
+            return arg.removeprefix("--config="), args[:i] + args[i + 1 :]
+    return None, args
+
+
+def with_choices(cls: type) -> type:
+    """The command with every field of type RecipeConfig open to all published methods, as sub-commands."""
+    from jaxsae.recipes import RecipeConfig, configs
+
+    fields = [f for f in dataclasses.fields(cls) if get_type_hints(cls)[f.name] is RecipeConfig]  # type: ignore[arg-type]
+    if not fields:
+        return cls
+    import tyro
+
+    def named(name: str, config: type) -> Any:
+        first_line = (config.__doc__ or "").split("\n")[0]
+        return Annotated[config, tyro.conf.subcommand(name, description=first_line)]
+
+    choice: Any = Union[tuple(named(name, config) for name, config in configs().items())]  # noqa: UP007 (a tuple of types)
+    swapped = [(f.name, choice, f) for f in fields]
+    opened = dataclasses.make_dataclass(cls.__name__, swapped, bases=(cls,), frozen=True)
+    opened.__doc__, opened.__module__ = cls.__doc__, cls.__module__
+    return opened
