@@ -51,6 +51,11 @@ def tag_of(obj: object) -> str | None:
     return _BY_TYPE.get(type(obj))
 
 
+def class_of(tag: str) -> type | None:
+    """The class registered under a tag, or None."""
+    return _BY_TAG.get(tag)
+
+
 def load_folder(package: str) -> list[str]:
     """Imports every module of a package so that its members enrol; returns the module names."""
     pkg = importlib.import_module(package)

@@ -188,6 +188,8 @@ def _call(command: list[str]) -> str:
     if done.returncode == 0:
         return ""
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    if any("connection broken" in line for line in lines):
+        return "the package index cannot be reached"
     errors = [line for line in lines if line.lower().startswith("error")] or lines
     return errors[-1].removeprefix("ERROR:").strip() if errors else f"{command[0]} ended with {done.returncode}"
 

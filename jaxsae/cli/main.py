@@ -90,8 +90,21 @@ def parse(name: str, args: list[str]) -> Any:
     module, cls_name = COMMANDS[name][0].split(":")
     cls = with_choices(getattr(importlib.import_module(module), cls_name))
     path, args = _take_config(args)
-    defaults = {} if path is None else {"default": from_dict(read_file(path), cls)}
+    defaults = {} if path is None else {"default": from_dict(_untagged(read_file(path), cls, path), cls)}
     return tyro.cli(cls, prog=f"jaxsae {name}", args=args, **defaults)
+
+
+def _untagged(data: dict, cls: type, path: str) -> dict:
+    """A config file may carry the tag of what the command is made of, as the one in a run directory does."""
+    from jaxsae.config import class_of
+
+    tag = data.get("type")
+    if tag is None:
+        return data
+    found = class_of(tag)
+    if found is None or not issubclass(cls, found):
+        raise ConfigError(f"config file {path!r} is of type {tag!r}, which is not what this command takes")
+    return {k: v for k, v in data.items() if k != "type"}
 
 
 def _take_config(args: list[str]) -> tuple[str | None, list[str]]:

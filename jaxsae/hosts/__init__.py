@@ -1,0 +1,16 @@
+"""Models that are looked into: reading and replacing their activations.
+
+    host = jaxsae.hosts.load("smollm2-135m")
+    run = jax.jit(lambda params, tokens: host.model.run(params, tokens, taps=["blocks.9.hook_resid_post"]))
+
+Site names are described in `jaxsae.hosts.sites`.
+"""
+
+from jaxsae.hosts.forward import Run
+from jaxsae.hosts.host import Host
+from jaxsae.hosts.llama import Llama
+from jaxsae.hosts.loss import cross_entropy
+from jaxsae.hosts.registry import fetch, load, names
+from jaxsae.hosts.tokenizer import Tokenizer
+
+__all__ = ["Host", "Llama", "Run", "Tokenizer", "cross_entropy", "fetch", "load", "names"]

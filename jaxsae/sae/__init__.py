@@ -1,23 +1,34 @@
 """What a sparse autoencoder is: the slots, their plain members, and the frozen object."""
 
+from jaxsae.sae.activations import GroupMax, Linear, Quantised, TanhRelu
+from jaxsae.sae.attention import Lorsa, Temporal, TemporalReadout
 from jaxsae.sae.codes import Codes, DenseCodes, SparseCodes
 from jaxsae.sae.dictionaries import Free, Unit
 from jaxsae.sae.encode import PreSelect
 from jaxsae.sae.encoders import Affine
+from jaxsae.sae.gates import Gated, Glu, LayerNormed
 from jaxsae.sae.levels import One
 from jaxsae.sae.norms import DatasetNorm, NoNorm, RowNorm
-from jaxsae.sae.readout import Bias
+from jaxsae.sae.pursuit import OrthogonalPursuit, Pursuit
+from jaxsae.sae.readout import Bias, LinearSkip
 from jaxsae.sae.records import Ctx, Out, Pre, Rows, Selection, Want
-from jaxsae.sae.rules import RowRule
+from jaxsae.sae.row_shape import RowShape
+from jaxsae.sae.rules import BatchRule, RowRule
 from jaxsae.sae.sae import SAE, Meta, check_shapes, freeze, make_sae
+from jaxsae.sae.scalings import RowLength, Standardise, Whiten
 from jaxsae.sae.selectors import Rank, Relu, Threshold
+from jaxsae.sae.sites import Blocks, BySite, PerSite, PerSiteSkip, SharedSites, Stacked, Triangular
 from jaxsae.sae.trackers import EmaThreshold, Fired, threshold_value
+from jaxsae.sae.transforms import Transforms
 from jaxsae.sae.views import Identity
 
 __all__ = [
     "SAE",
     "Affine",
+    "BatchRule",
     "Bias",
+    "Blocks",
+    "BySite",
     "Codes",
     "Ctx",
     "DatasetNorm",
@@ -25,23 +36,46 @@ __all__ = [
     "EmaThreshold",
     "Fired",
     "Free",
+    "Gated",
+    "Glu",
+    "GroupMax",
     "Identity",
+    "LayerNormed",
+    "Linear",
+    "LinearSkip",
+    "Lorsa",
     "Meta",
     "NoNorm",
     "One",
+    "OrthogonalPursuit",
     "Out",
+    "PerSite",
+    "PerSiteSkip",
     "Pre",
     "PreSelect",
+    "Pursuit",
+    "Quantised",
     "Rank",
     "Relu",
+    "RowLength",
     "RowNorm",
     "RowRule",
+    "RowShape",
     "Rows",
     "Selection",
+    "SharedSites",
     "SparseCodes",
+    "Stacked",
+    "Standardise",
+    "TanhRelu",
+    "Temporal",
+    "TemporalReadout",
     "Threshold",
+    "Transforms",
+    "Triangular",
     "Unit",
     "Want",
+    "Whiten",
     "check_shapes",
     "freeze",
     "make_sae",

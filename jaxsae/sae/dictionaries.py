@@ -6,10 +6,31 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.errors import ConfigError
 from jaxsae.sae.codes import Codes
 from jaxsae.sae.geometry import remove_parallel, row_norms, unit
 from jaxsae.sae.records import Rows
+from jaxsae.sae.slots import Dictionary
 from jaxsae.typing import Params
+
+
+def decode_rows(D: Dictionary, p: Params, codes: Codes, x: jax.Array | None) -> jax.Array:
+    """The decoded codes [B, E] of any dictionary, also of one whose atoms depend on the row.
+
+    Args:
+        D: the dictionary.
+        p: leaves.
+        codes: of B rows.
+        x: [B, D] rows as the encoder saw them; only a dictionary with `decode_with` reads them.
+
+    Raises:
+        ConfigError: such a dictionary, without rows.
+    """
+    if not hasattr(D, "decode_with"):
+        return D.decode(p, codes)
+    if x is None:
+        raise ConfigError(f"the atoms of {type(D).__name__} depend on the input; decode(codes, like=x) needs x")
+    return D.decode_with(p, codes, x)
 
 
 @register("dictionary.free")

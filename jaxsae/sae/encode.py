@@ -38,7 +38,7 @@ class PreSelect:
 
     @property
     def fixed(self) -> tuple[str, ...]:
-        return self.selector.fixed
+        return (*getattr(self.encoder, "fixed", ()), *self.selector.fixed)
 
     @property
     def may_miss(self) -> bool:
@@ -47,6 +47,12 @@ class PreSelect:
     @property
     def forms(self) -> tuple[str, ...]:
         return self.selector.forms
+
+    def in_sequences(self, positions: int) -> "PreSelect":
+        """The same member told that each run of `positions` rows is one sequence; only some encoders care."""
+        if not hasattr(self.encoder, "in_sequences"):
+            return self
+        return replace(self, encoder=self.encoder.in_sequences(positions))
 
     def init(self, key: jax.Array, rows: Rows, p: Params, D: Dictionary) -> Params:
         first, second = jax.random.split(key)

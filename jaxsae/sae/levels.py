@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.sae.dictionaries import decode_rows
 from jaxsae.sae.records import Ctx, Out
 
 
@@ -27,5 +28,5 @@ class One:
         Returns:
             level_sse [B, 1] (sum over E) and err [B, E], the residual of the main reconstruction.
         """
-        err = e0 - out.D.decode(out.p, out.sel.codes)
+        err = e0 - decode_rows(out.D, out.p, out.sel.codes, out.rows.x)
         return jnp.sum(err**2, axis=-1, keepdims=True), err

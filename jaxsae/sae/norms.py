@@ -82,10 +82,12 @@ class RowNorm:
     """x <- (x - mean(x)) / (std(x) + 1e-5) over the D entries of each row, undone on the output (Gao et al. 2024).
 
     `ddof` 1 divides the variance by D - 1, as the OpenAI and SAELens libraries do.  Not foldable: the frozen coder
-    keeps it.  `undo` multiplies by std(x), without the 1e-5, again as those libraries do.
+    keeps it.  `undo` multiplies by std(x), without the 1e-5, again as those libraries do; without `restore` the output
+    stays in the scale of the normalised row (SAELens' transcoders).
     """
 
     ddof: int = 1
+    restore: bool = True
     foldable = False
     axes: ClassVar[dict[str, str]] = {}
     fixed = ()
@@ -102,12 +104,12 @@ class RowNorm:
         return (x - mean) / (std + EPS)
 
     def targets(self, p: Params, y: jax.Array, x: jax.Array) -> jax.Array:
-        mean, std = self._moments(x)
+        mean, std = self._moments(x if self.restore else y)
         return (y - mean) / (std + EPS)
 
     def undo(self, p: Params, y: jax.Array, x: jax.Array) -> jax.Array:
         mean, std = self._moments(x)
-        return y * std + mean
+        return y * std + mean if self.restore else y
 
     def fold(self, p: Params, leaves: Params) -> Params:
         return leaves

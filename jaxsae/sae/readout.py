@@ -35,3 +35,26 @@ class Bias:
     def base(self, p: Params, x: jax.Array | None) -> jax.Array:
         """[1, E], the same for every row."""
         return p["b_dec"][None]
+
+
+@register("readout.linear_skip")
+@dataclass(frozen=True)
+class LinearSkip:
+    """b_dec + x W_skip: an affine path around the latents (skip transcoder, Paulo et al. 2025).
+
+    W_skip [D, E] starts at 0.  x is the row after input scaling, or with `raw` (frozen coders only) before it.
+    """
+
+    d_in: int
+    d_out: int
+    raw: bool = False
+    axes = {"b_dec": "E", "W_skip": "DE"}
+
+    def init(self, rows: Rows) -> Params:
+        return {"b_dec": jnp.zeros(self.d_out), "W_skip": jnp.zeros((self.d_in, self.d_out))}
+
+    def base(self, p: Params, x: jax.Array | None) -> jax.Array:
+        """[B, E]; [1, E], the bias alone, without x."""
+        if x is None:
+            return p["b_dec"][None]
+        return jnp.dot(x.astype(p["W_skip"].dtype), p["W_skip"], preferred_element_type=jnp.float32) + p["b_dec"][None]

@@ -61,3 +61,30 @@ class RowRule:
         """
         k = jnp.reshape(jnp.asarray(ctx.hyper["k"]), (-1, 1))
         return jnp.arange(score.shape[1])[None] < k, True
+
+
+@register("rule.batch")
+@dataclass(frozen=True)
+class BatchRule:
+    """The k * rows best of the whole batch (BatchTopK, Bussmann et al. 2024).  k is `hyper["k"]` [], fractions allowed.
+
+    A row may keep more than the list holds: the answer is certain only if every row's last candidate was dropped, or
+    the list was full.  Ties go to the lower row, then to the better rank.
+    """
+
+    may_miss = True
+    per_row = False
+    axes: ClassVar[dict[str, str]] = {}
+    fixed = ()
+
+    def init(self, key: jax.Array) -> Params:
+        return {}
+
+    def keep(self, p: Params, score: jax.Array, x: jax.Array, ctx: Ctx, full: bool):
+        """Mask of kept entries; arguments as `RowRule.keep`."""
+        mask = ctx.rows.mask
+        total = jnp.floor(jnp.sum(mask) * ctx.hyper["k"]).astype(jnp.int32)
+        flat = jnp.where(mask[:, None] > 0, score, -jnp.inf).reshape(-1)
+        place = jnp.zeros(flat.size, jnp.int32).at[jnp.argsort(-flat, stable=True)].set(jnp.arange(flat.size))
+        keep = (place < total).reshape(score.shape) & (score > 0)
+        return keep, True if full else ~jnp.any(keep[:, -1])

@@ -10,12 +10,13 @@ from flax import struct
 from jaxsae.config import register
 from jaxsae.errors import ConfigError
 from jaxsae.sae.codes import Codes
-from jaxsae.sae.dictionaries import Free
+from jaxsae.sae.dictionaries import Free, decode_rows
 from jaxsae.sae.encode import PreSelect
 from jaxsae.sae.encoders import Affine
 from jaxsae.sae.norms import NoNorm
 from jaxsae.sae.readout import Bias
 from jaxsae.sae.records import Ctx, Rows, Want
+from jaxsae.sae.row_shape import RowShape
 from jaxsae.sae.selectors import Rank, Relu, Threshold
 from jaxsae.sae.slots import Dictionary, Encode, Norm, Readout
 from jaxsae.typing import Params, PyTree
@@ -61,6 +62,7 @@ class SAE:
     dictionary: Dictionary = struct.field(pytree_node=False, default=None)
     readout: Readout = struct.field(pytree_node=False, default=None)
     meta: Meta = struct.field(pytree_node=False, default=Meta())
+    rows: RowShape = struct.field(pytree_node=False, default=RowShape())
 
     @property
     def d_in(self) -> int:
@@ -109,22 +111,21 @@ class SAE:
     @property
     def dtype(self) -> jnp.dtype:
         """The dtype it computes in: that of its atoms."""
-        return self.W_dec.dtype
+        return self.params[next(iter(self.dictionary.axes))].dtype
 
     def encode(self, x: jax.Array) -> Codes:
-        """Codes of raw rows x [..., D].
+        """Codes of raw rows x [..., D] (or of the axes that `rows` declares).  Attention runs along the last of "...".
 
         Raises:
-            ConfigError: the last axis is not d_in.
+            ConfigError: the last axes are not those of a row.
         """
-        if x.shape[-1] != self.d_in:
-            raise ConfigError(f"this dictionary reads vectors of width {self.d_in}, found an array of shape {x.shape}")
-        lead, flat = x.shape[:-1], x.reshape(-1, self.d_in).astype(self.dtype)
-        inner = self.norm.inputs(self.params, flat)
-        rows = Rows(inner, inner, jnp.ones(len(flat), jnp.float32))
+        lead = self.rows.lead(x, self.d_in)
+        inner = self.norm.inputs(self.params, x.reshape(-1, self.d_in).astype(self.dtype))
+        rows = Rows(inner, inner, jnp.ones(len(inner), jnp.float32))
         hyper = {"k": self.params["k"]} if "k" in self.params else {}
         ctx = Ctx(jnp.int32(0), None, hyper, {}, rows=rows, train=False)
-        selection = self.encoder.encode(self.params, inner, self.dictionary, ctx, Want(), True)
+        encoder = in_sequences(self.encoder, lead)
+        selection = encoder.encode(self.params, inner, self.dictionary, ctx, Want(), True)
         return selection.codes.reshape(*lead)
 
     def decode(self, codes: Codes, like: jax.Array | None = None) -> jax.Array:
@@ -139,14 +140,21 @@ class SAE:
         flat = codes.reshape(-1)
         x = None if like is None else like.reshape(-1, self.d_in).astype(self.dtype)
         inner = None if x is None else self.norm.inputs(self.params, x)
-        y = self.dictionary.decode(self.params, flat) + self.readout.base(self.params, inner)
+        readout = in_sequences(self.readout, lead)
+        y = decode_rows(self.dictionary, self.params, flat, inner)
+        y = y + readout.base(self.params, x if getattr(readout, "raw", False) else inner)
         if x is not None:
             y = self.norm.undo(self.params, y, x)
-        return y.reshape(*lead, self.d_out)
+        return self.rows.restore(y, lead, like, self.d_in)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The full reconstruction [..., E] of raw rows [..., D]: decode(encode(x), like=x)."""
         return self.decode(self.encode(x), like=x)
+
+
+def in_sequences(member: Any, lead: tuple[int, ...]) -> Any:
+    """A slot member told that each run of `lead[-1]` rows is one sequence, if it looks along sequences at all."""
+    return member.in_sequences(lead[-1] if lead else 1) if hasattr(member, "in_sequences") else member
 
 
 def make_sae(

@@ -53,11 +53,13 @@ class Relu:
 class Threshold:
     """On where score > threshold [S], worth relu(value) (or value where `signed`, with score = |pre|).
 
+    Without `rectify` it is worth the value itself, which differs only where a threshold is negative.
     The inference form of every method whose selection is, or becomes, a threshold (JumpReLU, Rajamanoharan et al.
     2024).  The threshold is a fixed leaf: learning one is another selector's business.
     """
 
     signed: bool = False
+    rectify: bool = True
     may_miss = False
     forms = ("threshold",)
     axes = {"threshold": "S"}
@@ -68,7 +70,7 @@ class Threshold:
 
     def select(self, p: Params, pre: Pre, D: Dictionary, ctx: Ctx, want: Want) -> Selection:
         score = jnp.abs(pre.score) if self.signed else pre.score
-        value = pre.value if self.signed else jax.nn.relu(pre.value)
+        value = jax.nn.relu(pre.value) if self.rectify and not self.signed else pre.value
         codes = DenseCodes(jnp.where(score > p["threshold"][None], value, 0.0))
         aux = dead_candidates(pre, ctx, want, self.signed)
         return Selection(codes, aux=aux, pre=pre if want.pre else None, theta=p["threshold"])
@@ -84,13 +86,15 @@ class Rank:
 
     The list comes from the fused op, or from dense pre-activations when somebody needs them; a rule that may miss
     then gets the full list.  Values are relu(pre), or pre itself where `signed` (score |pre|).  With `by_norm` the
-    score is multiplied by the norm of the atom.
+    score is multiplied by the norm of the atom.  Without `rectify` the best are kept even where they are negative,
+    worth pre itself.
     """
 
     cap: int
     rule: Rule = RowRule()
     signed: bool = False
     by_norm: bool = False
+    rectify: bool = True
 
     @property
     def axes(self) -> dict[str, str]:
@@ -121,7 +125,7 @@ class Rank:
         selection = self._thin(p, x - b_pre[None].astype(x.dtype), values, index, scale, ctx)
         if not want.k_aux:
             return selection
-        aux_values = aux_values if signed else jax.nn.relu(aux_values)
+        aux_values = self._worth(aux_values)
         return selection._replace(aux=SparseCodes(aux_values, aux, d_sae))
 
     def select(self, p: Params, pre: Pre, D: Dictionary, ctx: Ctx, want: Want) -> Selection:
@@ -144,7 +148,10 @@ class Rank:
 
     def _by_threshold(self, pre: Pre, score: jax.Array, ctx: Ctx) -> Selection:
         keep = score > threshold_value(ctx.track["threshold"])
-        return Selection(DenseCodes(jnp.where(keep, pre.value if self.signed else jax.nn.relu(pre.value), 0.0)))
+        return Selection(DenseCodes(jnp.where(keep, self._worth(pre.value), 0.0)))
+
+    def _worth(self, value: jax.Array) -> jax.Array:
+        return jax.nn.relu(value) if self.rectify and not self.signed else value
 
     def _thin(self, p, x, values, index, scale, ctx: Ctx, score=None) -> Selection:
         """Applies the rule to a list sorted by score; only positive scores of rows that count are ever kept."""
@@ -152,11 +159,11 @@ class Rank:
         if score is None:
             score = jax.lax.stop_gradient((jnp.abs(values) if self.signed else values) * scale[index])
         keep, exact = self.rule.keep(p, score, x, ctx, size == len(scale))
-        keep = keep & (score > 0) & (ctx.rows.mask[:, None] > 0)
+        keep = keep & ((score > 0) | (not self.rectify)) & (ctx.rows.mask[:, None] > 0)
         lowest = jnp.where(keep, score, jnp.inf)
         lowest = lowest.min(axis=1) if self.rule.per_row else lowest.min()
         kept_min = jnp.nanmean(jnp.where(jnp.isfinite(lowest), lowest, jnp.nan))
-        values = values if self.signed else jax.nn.relu(values)
+        values = self._worth(values)
         n = size if self.may_miss else self.cap
         codes = SparseCodes(jnp.where(keep, values, 0.0)[:, :n], index[:, :n], len(scale))
         return Selection(codes, exact, kept_min, SparseCodes(values, index, len(scale)))
@@ -169,4 +176,4 @@ class Rank:
             raise ConfigError("the threshold form needs the tracker 'threshold'; train with EmaThreshold()")
         theta = threshold_value(track["threshold"])
         norms = self._scale(p, D, D.d_sae)
-        return Threshold(self.signed), {"threshold": jnp.broadcast_to(theta / norms, norms.shape)}
+        return Threshold(self.signed, self.rectify), {"threshold": jnp.broadcast_to(theta / norms, norms.shape)}

@@ -1,0 +1,23 @@
+"""Training: the loop around `recipes.step`, its run directory, its log, and how it goes on after any end."""
+
+from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig
+from jaxsae.train.logs import read_records
+from jaxsae.train.loop import Fitted, fit
+from jaxsae.train.run import TrainResult, train
+from jaxsae.train.run_dir import RunDir
+from jaxsae.train.stop import Diverged, Interrupted
+
+__all__ = [
+    "CheckpointPolicy",
+    "Diverged",
+    "EvaluatePolicy",
+    "Fitted",
+    "Interrupted",
+    "LogPolicy",
+    "RunDir",
+    "TrainConfig",
+    "TrainResult",
+    "fit",
+    "read_records",
+    "train",
+]

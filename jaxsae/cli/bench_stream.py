@@ -1,0 +1,127 @@
+"""`jaxsae bench stream`: how fast rows come from a cache to the iterator and to the device."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxsae.data import Block, CacheSource, CacheWriter, Manifest, open_cache, stream
+from jaxsae.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchStream:
+    """Measure the stream of shuffled batches, beside a plain memory copy.
+
+    Attributes:
+        cache: an existing cache; without one, random rows are written to a temporary folder first.
+        width: d_in of the random rows.
+        gigabytes: of random rows.
+        batch_size: rows per batch.
+        batches: batches per measurement.
+        repeats: measurements; median and range are reported.
+        prefetch: batches in flight.
+        threads: readers.
+        out: where to write the result as JSON; nowhere if empty.
+    """
+
+    cache: str = ""
+    width: int = 4096
+    gigabytes: float = 1.0
+    batch_size: int = 4096
+    batches: int = 40
+    repeats: int = 5
+    prefetch: int = 2
+    threads: int = 2
+    out: str = ""
+
+    def run(self) -> dict[str, Any]:
+        """Measures and prints a table; returns what the JSON holds."""
+        if self.cache:
+            return self._report(open_cache(self.cache))
+        with tempfile.TemporaryDirectory(prefix="jaxsae-bench-") as folder:
+            write_random(folder, self.width, int(self.gigabytes * 1e9) // (2 * self.width))
+            return self._report(open_cache(folder))
+
+    def _report(self, cache: Any) -> dict[str, Any]:
+        import jax
+
+        source = CacheSource(cache, self.batch_size)
+        size = sum(a.nbytes for a in source.batch(0).values())
+        result = {
+            "iterator": self._rate(source, size, put=lambda batch: batch),
+            "device": self._rate(source, size, put=None),
+            "memcpy": self._memcpy(size),
+            "unit": "GB/s",
+            "rows": source.rows_per_epoch,
+            "d_in": source.d_in,
+            "dtype": cache.manifest.dtype,
+            "batch_bytes": size,
+            "platform": jax.default_backend(),
+            "settings": dataclasses.asdict(self),
+        }
+        _print(result)
+        if self.out:
+            pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
+        return result
+
+    def _rate(self, source: CacheSource, size: int, put: Callable | None) -> dict[str, float]:
+        """GB/s in a steady state: the first batches after a start are not counted."""
+        import jax
+
+        rates = []
+        with stream(source, prefetch=self.prefetch, put=put, threads=self.threads) as batches:
+            for repeat in range(self.repeats + 1):
+                start = time.perf_counter()
+                for _ in range(self.batches):
+                    _, batch = next(batches)
+                    jax.block_until_ready(batch)
+                    del batch  # its memory is free for the batch after next
+                if repeat:
+                    rates.append(size * self.batches / (time.perf_counter() - start) / 1e9)
+        return spread(rates)
+
+    def _memcpy(self, size: int) -> dict[str, float]:
+        source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
+        rates = []
+        for _ in range(3 * self.repeats):
+            start = time.perf_counter()
+            np.copyto(target, source)
+            rates.append(size / (time.perf_counter() - start) / 1e9)
+        return spread(rates)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest of some measurements."""
+    if not values:
+        raise ConfigError("repeats = 0 measures nothing; expected 1 or more")
+    return {"median": float(np.median(values)), "min": min(values), "max": max(values)}
+
+
+def write_random(folder: str, width: int, rows: int, seed: int = 0) -> None:
+    """A cache of normal rows in bfloat16; one block of them, written again and again."""
+    import ml_dtypes
+
+    block = min(rows, max(64, (64 << 20) // (2 * width)))
+    random = np.random.default_rng(seed).standard_normal((block, width), np.float32).astype(ml_dtypes.bfloat16)
+    writer = CacheWriter(folder, Manifest(sites=(("random", width),), seed=seed))
+    for start in range(0, rows, block):
+        index = np.arange(start, min(start + block, rows))
+        writer.commit({"train": Block({"random": random[: len(index)]}, index, np.zeros_like(index))})
+    writer.finish()
+
+
+def _print(result: dict[str, Any]) -> None:
+    import rich.console
+    from rich.table import Table
+
+    title = f"stream, {result['dtype']} rows of {result['d_in']}, {result['platform']}"
+    table = Table("where", "GB/s (median)", "lowest", "highest", title=title)
+    for name in ("iterator", "device", "memcpy"):
+        table.add_row(name, *(f"{result[name][k]:.2f}" for k in ("median", "min", "max")))
+    rich.console.Console(stderr=True).print(table)

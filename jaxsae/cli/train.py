@@ -1,0 +1,52 @@
+"""`jaxsae train`: a run from a configuration."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from jaxsae.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Train(TrainConfig):
+    """Train a dictionary on a cache of activations, or go on with a run that was stopped.
+
+    The output folder gets config.yaml, log.jsonl, checkpoints, the exported dictionary in sae/ and, at the end,
+    train.json.  Ctrl-C or SIGTERM saves and ends with status 130 or 143; the same command then continues.
+
+    Attributes:
+        recipe: the method and its hyper-parameters.
+        cache: folder of the activation cache to train on (made by `jaxsae harvest`).
+        output: run directory; a run that is already in it is continued.
+        hook_name: site to train on; may be left out if the cache holds only one.
+        training_tokens: activations seen in all, rounded down to whole batches.
+        train_batch_size_tokens: activations per step.
+        seed: of the initial weights and of the order of the data.
+        checkpoint: when to save, and what to keep.
+        log: what is written while it runs.
+        evaluate: how it is watched on held-out rows.
+    """
+
+    def run(self) -> dict[str, Any]:
+        """Trains, prints a short table, and returns what train.json holds."""
+        config = TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
+        result = train(config)
+        print_table(result.summary)
+        return result.summary
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{summary['recipe']} at {summary['site']}", show_header=False)
+    train_metrics, heldout = summary.get("train", {}), summary.get("heldout", {})
+    table.add_row("width", f"{summary['d_in']} to {summary['d_sae']} latents")
+    table.add_row("steps", f"{summary['steps']:,} ({summary['tokens_trained']:,} tokens)")
+    table.add_row("time", f"{summary['seconds']:.0f} s")
+    for name, key in (("FVU", "fvu"), ("L0", "l0"), ("dead share", "dead_share")):
+        values = [f"{m[key]:.4g} {kind}" for kind, m in (("train", train_metrics), ("held-out", heldout)) if key in m]
+        if values:
+            table.add_row(name, ", ".join(values))
+    table.add_row("dictionary", summary["sae"])
+    Console().print(table)

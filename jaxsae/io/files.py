@@ -1,0 +1,88 @@
+"""The door to dictionaries on disk: `load` tells the format by its files, `save` writes any that can be written."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxsae.errors import FormatError, closest
+from jaxsae.io.formats._base import Notes
+from jaxsae.io.formats._listing import Listing
+from jaxsae.io.formats._place import place
+from jaxsae.io.formats._registry import format_called, recognised, the_format
+from jaxsae.sae import SAE
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `save` did: where, in which format, and what had to be folded into the weights for it."""
+
+    path: str
+    format: str
+    folded: tuple[str, ...]
+
+
+def load(where: str | os.PathLike[str], *, format: str | None = None, mesh: Mesh | None = None, **options: Any) -> SAE:
+    """Reads a dictionary of any known format.
+
+    The format is recognised by the names of files and keys.  Nothing in a file is executed, sizes are held against
+    the file before memory is taken, and every array must have exactly the shape that the format prescribes.
+
+    Args:
+        where: a folder, or one file of weights.
+        format: read it as this format; needed only where the files of two lie together.
+        mesh: place arrays on this mesh, latents split along its axis `latent`; default: the first device.
+        **options: facts that some formats do not store (see docs/formats.md), e.g. `top_k` for overcomplete.
+
+    Returns:
+        the frozen SAE; where it came from, and what had to be folded, stands in its `meta`.
+
+    Raises:
+        FormatError: naming the file, the key, what was expected and what was found.
+
+    Example:
+        >>> import jax.numpy as jnp, tempfile
+        >>> from jaxsae.sae import make_sae
+        >>> sae = make_sae({"W_enc": jnp.eye(2), "b_enc": jnp.zeros(2), "W_dec": jnp.eye(2), "b_dec": jnp.zeros(2)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save(sae, folder + "/eye")
+        ...     load(folder + "/eye").d_sae
+        2
+    """
+    listing = Listing(where)
+    found = format_called(format) if format else the_format(listing)
+    for name in options:
+        if name not in found.OPTIONS:
+            raise FormatError(f"format {found.NAME!r} takes no option {name!r}{closest(name, found.OPTIONS)}")
+    return place(found.load(listing, options), mesh)
+
+
+def save(sae: SAE, path: str | os.PathLike[str], format: str = "jaxsae") -> Written:
+    """Writes a dictionary.  What stood there is replaced only after the new files are complete.
+
+    Args:
+        sae: the dictionary.
+        path: a folder; for formats of a single file also that file.
+        format: name of a format that can be written; see docs/formats.md for what each can express.
+
+    Returns:
+        what was written, and what had to be folded.  A conversion is exact in real arithmetic or does not happen.
+
+    Raises:
+        FormatError: the format cannot express this dictionary (the message says why and which can), the folder holds
+            files of another format, or the disk refuses.
+    """
+    path = Path(path)
+    writer = format_called(format, write=True)
+    if path.is_dir():
+        others = [name for name in recognised(Listing(path)) if name != format]
+        if others:
+            raise FormatError(
+                f"{str(path)!r} holds files of the format {others[0]}: expected a new folder, or one of {format}; "
+                "two formats in one folder cannot be told apart; choose another path"
+            )
+    notes = Notes()
+    writer.save(sae, path, notes)
+    return Written(str(path), format, tuple(notes.all))

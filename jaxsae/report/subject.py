@@ -1,0 +1,124 @@
+"""What a report or an evaluation is about: a dictionary with the host and the cache it belongs to."""
+
+import hashlib
+import json
+import os
+import pathlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxsae import hosts
+from jaxsae.config import read_file
+from jaxsae.data.cache import Cache, open_cache
+from jaxsae.errors import CheckpointError, ConfigError
+from jaxsae.evals.evaluate import check_host, site_of
+from jaxsae.hosts import Host
+from jaxsae.io import load
+from jaxsae.io.digest import digests
+from jaxsae.sae import SAE
+from jaxsae.train.logs import Record, read_records
+from jaxsae.train.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A dictionary in its surroundings.
+
+    Attributes:
+        name: what it is called on the page.
+        sae: the dictionary.
+        cache: an activation cache of its site.
+        host: the model the cache came from, or None to do without cross-entropies and promoted tokens.
+        site: name of the site; None for the dictionary's own.
+        log: records of its training, if there are any.
+        evaluation: numbers measured earlier, if they are about this very dictionary.
+        config: the training configuration as plain data, if known.
+        folder: where results belong; None for a dictionary that lies nowhere.
+    """
+
+    name: str
+    sae: SAE
+    cache: Cache
+    host: Host | None = None
+    site: str | None = None
+    log: tuple[Record, ...] = ()
+    evaluation: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    folder: pathlib.Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "site", site_of(self.sae, self.cache, self.site))
+        if self.host is not None:
+            check_host(self.cache, self.host)
+
+
+def open_subject(
+    path: str | os.PathLike,
+    *,
+    cache: str | os.PathLike | Cache | None = None,
+    host: str | Host | None = "auto",
+    site: str | None = None,
+    like: Subject | None = None,
+) -> Subject:
+    """A run directory, or any dictionary on disk, with its surroundings.
+
+    Args:
+        path: a run directory, or a file or folder that `jaxsae.load` reads.
+        cache: None takes the one a run was trained on.
+        host: "auto" loads the host that the cache names; None does without; else a host, or what `hosts.load` takes.
+        site: None takes the dictionary's own.
+        like: a subject at hand; what is not known otherwise is taken from it, and its host if it is the same.
+
+    Raises:
+        CheckpointError: there is nothing at `path`, or a run that has no dictionary yet.
+        ConfigError: a dictionary without a run, and no cache given.
+        FormatError, DataError, HostError: what is there cannot be read, or does not belong together.
+    """
+    run = RunDir(path)
+    if not run.path.exists():
+        raise CheckpointError(f"there is no run and no dictionary at {str(run.path)!r}; check the path")
+    is_run = run.config.exists()
+    if is_run and not run.sae.exists():
+        raise CheckpointError(
+            f"the run {str(run.path)!r} has no dictionary yet (no sae/); let `jaxsae train` finish it"
+        )
+    config = read_file(run.config) if is_run else {}
+    wanted = cache or config.get("cache") or (like.cache if like is not None else None)
+    if wanted is None:
+        raise ConfigError(f"{str(run.path)!r} does not say which activations it belongs to; name a cache (--cache)")
+    sae = load(run.sae if is_run else run.path)
+    opened = wanted if isinstance(wanted, Cache) else open_cache(wanted)
+    if host == "auto" and like is not None and like.host is not None and like.host.matches(opened.manifest.host):
+        host = like.host
+    return Subject(
+        name=run.path.name,
+        sae=sae,
+        cache=opened,
+        host=_host(host, opened),
+        site=site or config.get("hook_name"),
+        log=tuple(read_records(run.log)) if is_run else (),
+        evaluation=read_evaluation(run.path / "eval.json", sae) if is_run else None,
+        config=config,
+        folder=run.path if is_run else None,
+    )
+
+
+def _host(host: str | Host | None, cache: Cache) -> Host | None:
+    if host != "auto":
+        return hosts.load(host) if isinstance(host, str) else host
+    name = cache.manifest.host.get("name")
+    return hosts.load(name) if name else None
+
+
+def fingerprint(sae: SAE) -> str:
+    """16 hexadecimal digits that change when any weight does."""
+    return hashlib.sha256(json.dumps(digests(sae.params), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_evaluation(path: pathlib.Path, sae: SAE) -> dict[str, Any] | None:
+    """What `jaxsae eval` wrote, or None if it is missing, damaged, or about other weights than these."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("fingerprint") == fingerprint(sae) else None

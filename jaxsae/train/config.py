@@ -1,0 +1,118 @@
+"""What a training run is made of, as frozen dataclasses: the YAML file, the command line and `train` share them."""
+
+from dataclasses import dataclass, field
+
+from jaxsae.config import register
+from jaxsae.errors import ConfigError
+from jaxsae.io.checkpoint import Retention
+from jaxsae.recipes import RecipeConfig
+
+
+def _positive(where: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"config key '{where}{name}' must be above 0, found {value}")
+
+
+@register("train.checkpoint")
+@dataclass(frozen=True)
+class CheckpointPolicy:
+    """When to save, and what to keep.
+
+    Attributes:
+        every_steps: steps between checkpoints; the last step is always saved.
+        latest: how many of the newest stay; with fewer than two, a damaged one has nothing behind it.
+        landmark_steps: keep also every checkpoint whose step is a multiple of this, for good; None for none.
+    """
+
+    every_steps: int = 1000
+    latest: int = 2
+    landmark_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive("checkpoint.", every_steps=self.every_steps, latest=self.latest, landmark_steps=self.landmark_steps)
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(self.latest, self.landmark_steps)
+
+
+@register("train.log")
+@dataclass(frozen=True)
+class LogPolicy:
+    """What is written about a run while it goes on; `log.jsonl` always is.
+
+    Attributes:
+        every_steps: steps between records.  Metrics reach the host one record late, so that nothing waits for them.
+        progress: show a progress bar (plain lines where the output is no terminal).
+        tensorboard: write event files into `<output>/tensorboard`; needs tensorboardX.
+        wandb_project: send the records to this Weights & Biases project; needs wandb.
+    """
+
+    every_steps: int = 50
+    progress: bool = True
+    tensorboard: bool = False
+    wandb_project: str | None = None
+
+    def __post_init__(self) -> None:
+        _positive("log.", every_steps=self.every_steps)
+
+
+@register("train.evaluate")
+@dataclass(frozen=True)
+class EvaluatePolicy:
+    """How the run is watched on rows it never trains on.
+
+    Attributes:
+        every_steps: steps between evaluations; the last step is always evaluated.
+        batches: held-out batches per evaluation, always the same ones; 0 for no evaluation.
+    """
+
+    every_steps: int = 500
+    batches: int = 4
+
+    def __post_init__(self) -> None:
+        _positive("evaluate.", every_steps=self.every_steps)
+
+
+@register("train")
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        recipe: the method and its hyper-parameters, e.g. `type: recipe.topk`; `d_in` may be left to the cache.
+        cache: folder of the activation cache to train on.
+        output: run directory; a run that is already in it is continued.
+        hook_name: site to train on; None if the cache holds only one.
+        training_tokens: activations seen in all, rounded down to whole batches.
+        train_batch_size_tokens: activations per step.
+        seed: of the initial weights and of the order of the data.
+        checkpoint: when to save, and what to keep.
+        log: what is written while it runs.
+        evaluate: how it is watched on held-out rows.
+    """
+
+    recipe: RecipeConfig
+    cache: str
+    output: str = "runs/train"
+    hook_name: str | None = None
+    training_tokens: int = 10_000_000
+    train_batch_size_tokens: int = 4096
+    seed: int = 0
+    checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    log: LogPolicy = field(default_factory=LogPolicy)
+    evaluate: EvaluatePolicy = field(default_factory=EvaluatePolicy)
+
+    def __post_init__(self) -> None:
+        _positive("", training_tokens=self.training_tokens, train_batch_size_tokens=self.train_batch_size_tokens)
+        if self.steps < 1:
+            raise ConfigError(
+                f"config key 'training_tokens' = {self.training_tokens} is less than one batch of "
+                f"train_batch_size_tokens = {self.train_batch_size_tokens}; give more tokens or a smaller batch"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Whole batches in `training_tokens`."""
+        return self.training_tokens // self.train_batch_size_tokens

@@ -1,0 +1,210 @@
+"""What a run tells about itself: records, and those who write them down."""
+
+import json
+import math
+import os
+import pathlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+
+from jaxsae.errors import CheckpointError, ConfigError
+from jaxsae.train.run_dir import RunDir, write_atomic
+
+Record = dict[str, Any]
+
+
+class Writer(Protocol):
+    """Takes finished records: {"kind": "train" | "heldout" | "event", "step", "tokens", "time", metrics...}."""
+
+    def write(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------------------------- JSONL
+def read_records(path: str | os.PathLike, until: int | None = None) -> list[Record]:
+    """The records of a `log.jsonl` up to a step, in order; a last line cut short by a kill is left out.
+
+    Example:
+        >>> read_records("/nowhere/log.jsonl")
+        []
+    """
+    records: list[Record] = []
+    file = pathlib.Path(path)
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record and (until is None or record["step"] <= until):
+            records.append(record)
+    return records
+
+
+class JsonLines:
+    """`log.jsonl`: one object per line, on disk as soon as it is known; numbers that are not finite become null.
+
+    Args:
+        path: the file.
+        until: records of later steps are dropped first: they were made after the checkpoint a run continues from.
+    """
+
+    def __init__(self, path: str | os.PathLike, until: int = 0):
+        path = pathlib.Path(path)
+        self.kept = read_records(path, until)
+        write_atomic(path, "".join(_line(r) for r in self.kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+
+    def write(self, record: Record) -> None:
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+        except OSError as e:
+            raise CheckpointError(f"{self._file.name!r} cannot be written: {e.strerror}; make room, run again") from e
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------------- optional
+class TensorBoard:
+    """Event files for TensorBoard, one curve per metric, `train/...` and `heldout/...`."""
+
+    def __init__(self, folder: str | os.PathLike, step: int):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as e:
+            raise ConfigError("log.tensorboard needs the package tensorboardX; install jaxsae[tracking]") from e
+        self._writer = SummaryWriter(os.fspath(folder), purge_step=step + 1)
+
+    def write(self, record: Record) -> None:
+        for name, value in _metrics(record).items():
+            self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run; a continued run goes on under the same id."""
+
+    def __init__(self, project: str, run: RunDir, config: Mapping[str, Any]):
+        try:
+            import wandb
+        except ImportError as e:
+            raise ConfigError("log.wandb_project needs the package wandb; install jaxsae[tracking]") from e
+        note = run.path / "wandb_id"
+        if not note.exists():
+            note.write_text(uuid.uuid4().hex[:12])
+        self._run = wandb.init(
+            project=project, id=note.read_text().strip(), resume="allow", dir=run.path, config=dict(config)
+        )
+
+    def write(self, record: Record) -> None:
+        values = {f"{record['kind']}/{name}": value for name, value in _metrics(record).items()}
+        self._run.log(values | {"tokens": record["tokens"]}, step=record["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _metrics(record: Record) -> dict[str, float]:
+    skip = ("kind", "step", "tokens", "time")
+    return {k: v for k, v in record.items() if k not in skip and isinstance(v, (int, float))}
+
+
+# ------------------------------------------------------------------------------------------------------------------ log
+class NotFinite(Exception):
+    """A record holds a loss that is no number: raised to the loop, which finds out why."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(step, loss)
+        self.step, self.loss = step, loss
+
+
+@dataclass(frozen=True)
+class _Pending:
+    kind: str
+    step: int
+    time: float
+    metrics: Sequence[Mapping[str, jax.Array]]
+
+
+class Log:
+    """Collects metrics as device arrays and hands them on as numbers one record late.
+
+    By then the device has long finished them, so fetching waits for nothing and the device never waits for the host.
+
+    Args:
+        writers: who gets the records.
+        tokens_per_step: activations per step.
+        seconds: time the run had taken before this session.
+        last: newest records of earlier sessions by kind.
+    """
+
+    def __init__(
+        self,
+        writers: Sequence[Writer],
+        tokens_per_step: int,
+        seconds: float = 0.0,
+        last: Mapping[str, Record] | None = None,
+    ):
+        self.writers, self.tokens_per_step = list(writers), tokens_per_step
+        self.last: dict[str, Record] = dict(last or {})
+        self._pending: list[_Pending] = []
+        self._start = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Time the run has taken, over all its sessions."""
+        return time.monotonic() - self._start
+
+    def push(self, kind: str, step: int, metrics: Sequence[Mapping[str, jax.Array]]) -> None:
+        """Takes metrics (of several batches: their mean is recorded) that may not be computed yet.
+
+        Raises:
+            NotFinite: a record pushed earlier turns out to have such a loss.
+        """
+        self.flush(before=step)
+        self._pending.append(_Pending(kind, step, self.seconds, metrics))
+
+    def event(self, step: int, text: str) -> None:
+        """Writes a remark down at once."""
+        self._write({"kind": "event", **self._when(step, self.seconds), "event": text})
+
+    def flush(self, before: int | None = None) -> None:
+        """Fetches and writes what is pending, of all steps or of those before one.
+
+        Raises:
+            NotFinite: a loss is nan or infinite; its record is written, those after it are dropped.
+        """
+        later = [e for e in self._pending if before is not None and e.step >= before]
+        pending, self._pending = self._pending[: len(self._pending) - len(later)], later
+        for entry in pending:
+            values = jax.device_get(list(entry.metrics))
+            means = {k: sum(float(v[k]) for v in values) / len(values) for k in values[0]}
+            self._write({"kind": entry.kind, **self._when(entry.step, entry.time), **means})
+            if not math.isfinite(means.get("loss", 0.0)):
+                raise NotFinite(entry.step, means["loss"])
+
+    def _when(self, step: int, seconds: float) -> Record:
+        return {"step": step, "tokens": step * self.tokens_per_step, "time": round(seconds, 3)}
+
+    def _write(self, record: Record) -> None:
+        self.last[record["kind"]] = record
+        for writer in self.writers:
+            writer.write(record)
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()

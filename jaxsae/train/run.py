@@ -1,0 +1,130 @@
+"""One training run from its configuration: cache in, run directory with an exported dictionary out."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+import jaxsae
+from jaxsae.config import to_dict
+from jaxsae.data.cache import Cache, open_cache
+from jaxsae.data.sources import CacheSource
+from jaxsae.errors import ConfigError
+from jaxsae.io import save
+from jaxsae.recipes import Recipe, State
+from jaxsae.sae import SAE, Meta
+from jaxsae.train.config import EvaluatePolicy, TrainConfig
+from jaxsae.train.logs import Record
+from jaxsae.train.loop import Fitted, fit
+from jaxsae.train.run_dir import RunDir, write_atomic
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` returns.
+
+    Attributes:
+        sae: the exported dictionary; also in `run_dir.sae`.
+        state: after the last step.
+        recipe: the method with everything filled in.
+        run_dir: where the run lies.
+        metrics: the newest record of each kind: `metrics["train"]`, `metrics["heldout"]`.
+        summary: plain values, as written to `train.json`.
+    """
+
+    sae: SAE
+    state: State
+    recipe: Recipe
+    run_dir: RunDir
+    metrics: dict[str, Record]
+    summary: dict[str, Any]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Trains what a configuration describes, or goes on with it if its output already holds a part.
+
+    Killed at any moment and called again it gives bit for bit the result of a run that was left alone; once it is
+    complete, a further call only exports it again.  These keys may change in between, since they cannot change what
+    was done so far: output (moved as a whole), cache (if it holds the same rows), training_tokens (if no schedule
+    would have been different by now), checkpoint, log, evaluate.
+
+    Args:
+        config: the run.
+
+    Raises:
+        ConfigError: an impossible value, or the output holds another run; the key is named.
+        DataError: no usable cache, or rows that are not finite.
+        CheckpointError: the output cannot be continued or written.
+        Interrupted: SIGTERM or Ctrl-C; the state is saved, call again.
+        Diverged: the loss is not finite; the last good checkpoint stays.
+
+    Example:
+        >>> from jaxsae.recipes import topk
+        >>> config = TrainConfig(topk.Config(d_sae=8192, k=32), cache="runs/acts")  # doctest: +SKIP
+        >>> train(config).metrics["heldout"]["fvu"]  # doctest: +SKIP
+        0.18
+    """
+    cache = open_cache(config.cache)
+    site = cache.site(config.hook_name)
+    source = CacheSource(cache, config.train_batch_size_tokens, sites=site, seed=config.seed)
+    heldout, evaluate = _heldout(cache, site, config)
+    recipe = config.recipe.build(d_in=source.d_in, training_steps=config.steps)
+    with RunDir(config.output).open() as run_dir:
+        _refuse_orphan(run_dir)
+        fitted = fit(
+            recipe,
+            source,
+            config.steps,
+            key=jax.random.key(config.seed),
+            heldout=heldout,
+            run_dir=run_dir,
+            config=to_dict(config),
+            identity=_identity(cache, site),
+            checkpoint=config.checkpoint,
+            log=config.log,
+            evaluate=evaluate,
+        )
+        sae = recipe.export(fitted.state, meta=_meta(cache, site, fitted.step * source.batch_size))
+        save(sae, run_dir.sae)
+        summary = _summary(recipe, site, fitted, run_dir)
+        write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n")
+    return TrainResult(sae, fitted.state, recipe, run_dir, fitted.metrics, summary)
+
+
+def _heldout(cache: Cache, site: str, config: TrainConfig) -> tuple[CacheSource | None, EvaluatePolicy]:
+    """Batches of held-out rows, no more of them than there are rows for."""
+    rows, policy = cache.split("heldout").rows, config.evaluate
+    if not rows or not policy.batches:
+        return None, policy
+    size = min(config.train_batch_size_tokens, rows)
+    source = CacheSource(cache, size, sites=site, split="heldout", seed=config.seed)
+    return source, replace(policy, batches=min(policy.batches, rows // size))
+
+
+def _identity(cache: Cache, site: str) -> dict[str, Any]:
+    """What decides the rows of a cache, wherever it lies."""
+    manifest = json.loads(json.dumps(cache.manifest.to_json()))
+    return {"site": site, "rows": cache.split("train").rows, "manifest": manifest}
+
+
+def _meta(cache: Cache, site: str, tokens: int) -> Meta:
+    return Meta(host=str(cache.manifest.host.get("name", "")), site=site).with_extra(tokens_trained=tokens)
+
+
+def _summary(recipe: Recipe, site: str, fitted: Fitted, run_dir: RunDir) -> dict[str, Any]:
+    newest = {kind: {k: v for k, v in r.items() if k != "kind"} for kind, r in fitted.metrics.items()}
+    tokens = fitted.metrics["train"]["tokens"]
+    sizes = {"recipe": recipe.name, "site": site, "d_in": recipe.d_in, "d_sae": recipe.d_sae}
+    done = {"steps": fitted.step, "tokens_trained": tokens, "seconds": round(fitted.seconds, 3)}
+    versions = {"jaxsae": jaxsae.__version__, "jax": jax.__version__}
+    return {**sizes, **done, **newest, "sae": str(run_dir.sae), "versions": versions}
+
+
+def _refuse_orphan(run_dir: RunDir) -> None:
+    """A dictionary without checkpoints cannot be continued and must not be overwritten."""
+    if run_dir.sae.exists() and not run_dir.checkpoints.exists():
+        raise ConfigError(
+            f"{str(run_dir.path)!r} holds a finished dictionary but no checkpoints to continue from; "
+            "expected a new folder or a run, choose another output"
+        )

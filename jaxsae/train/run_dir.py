@@ -1,0 +1,104 @@
+"""The folder of one run: where its parts lie, and that only one process writes into it."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+from jaxsae.errors import CheckpointError, ConfigError
+
+
+class RunDir:
+    """Paths of a run:
+
+        config.yaml     the configuration, resolved, with type tags
+        log.jsonl       one JSON object per line
+        checkpoints/    <step>/
+        sae/            the exported dictionary
+        train.json      summary written at the end
+        tensorboard/    event files, where asked for
+
+    Args:
+        path: the folder; it is made by `open`.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @property
+    def config(self) -> pathlib.Path:
+        return self.path / "config.yaml"
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def sae(self) -> pathlib.Path:
+        return self.path / "sae"
+
+    @property
+    def summary(self) -> pathlib.Path:
+        return self.path / "train.json"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["RunDir"]:
+        """Makes the folder and holds it: a second process that wants to train into it is refused.
+
+        The lock belongs to the process, so a killed one leaves none behind.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+            CheckpointError: another process trains into it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise ConfigError(
+                f"the run directory {str(self.path)!r} cannot be used: {e.strerror}; choose another output"
+            ) from e
+        try:
+            _lock(handle, self.path)
+            yield self
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, folder: pathlib.Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: no such lock; two runs in one folder are then the user's to avoid
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise CheckpointError(
+            f"another process is training into {str(folder)!r}; wait for it, or choose another output"
+        ) from e
+    except OSError:  # a file system without locks
+        return
+
+
+def write_atomic(path: pathlib.Path, text: str) -> None:
+    """Replaces a file by one with this text, or leaves it as it was.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as e:
+        raise CheckpointError(f"{str(path)!r} cannot be written: {e.strerror or e}; check space and permissions") from e
