@@ -26,7 +26,7 @@ _HOME = {
     "fit": "jaxsae.train",
 }
 _FOLDERS = ("config", "data", "errors", "evals", "hosts", "io", "kernels", "objective", "optim", "parallel", "recipes")
-_FOLDERS += ("report", "sae", "train")
+_FOLDERS += ("report", "sae", "train", "torch", "flax")
 
 if TYPE_CHECKING:
     from jaxsae.io import load as load

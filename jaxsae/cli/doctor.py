@@ -20,7 +20,7 @@ OPTIONAL = {
     "datasets": ("Hugging Face datasets as text", 'pip install "jaxsae[datasets]"'),
     "pyarrow": ("parquet files as text", 'pip install "jaxsae[datasets]"'),
 }
-CORE = (
+CORE: tuple[str, ...] = (
     "jax",
     "jaxlib",
     "flax",

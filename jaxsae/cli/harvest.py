@@ -46,8 +46,8 @@ def run(
 
     console = rich.console.Console(stderr=True)
     start = time.perf_counter()
-    host = config.load_host() if host is None else host
     corpus = config.open_corpus()
+    host = config.load_host() if host is None else host
     config.manifest(host, corpus)  # an impossible site or policy is noticed before anything runs
     estimate = config.estimate(host, corpus, measure=True)
     free = Folder(out).free_bytes()

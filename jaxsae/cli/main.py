@@ -123,7 +123,7 @@ def with_choices(cls: type) -> type:
     """The command with every field of type RecipeConfig open to all published methods, as sub-commands."""
     from jaxsae.recipes import RecipeConfig, configs
 
-    fields = [f for f in dataclasses.fields(cls) if get_type_hints(cls)[f.name] is RecipeConfig]  # type: ignore[arg-type]
+    fields = [f for f in dataclasses.fields(cls) if get_type_hints(cls)[f.name] is RecipeConfig]
     if not fields:
         return cls
     import tyro

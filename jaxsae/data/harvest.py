@@ -50,8 +50,8 @@ def harvest(
         DataError: another cache or other files are in `out`, the corpus is empty, the disk is full.
         HostError, ConfigError: a site, model or policy that cannot be.
     """
-    host = config.load_host() if host is None else host
     corpus = config.open_corpus() if corpus is None else as_corpus(corpus)
+    host = config.load_host() if host is None else host
     writer = CacheWriter(out, config.manifest(host, corpus), config.part)
     cursor = writer.progress.cursor or {"windows": None, "run": 0}
     limit = config.window_limit

@@ -21,7 +21,7 @@ from jaxsae.errors import DataError
 
 #: Rows per chunk: what a reader fetches at once and a checksum covers.
 CHUNK_ROWS = 64
-_FULL = ("No space left", "os_error_code='28'", "os_error_code='27'", "os_error_code='122'")
+_FULL = ("No space left", "File too large", "quota exceeded", "error 27", "error 28", "error 122")
 
 
 @functools.cache

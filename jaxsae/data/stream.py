@@ -86,9 +86,7 @@ class Stream:
         if self._steps.closed:
             return
         self._steps.closed = True
-        if hasattr(self._iterator, "close"):
-            self._iterator.close()
-        self._iterator = iter(())  # the last reference: an older grain ends its threads with its iterator
+        self._iterator.close()
         for thread in tuple(self._steps.threads):
             if thread is not threading.current_thread():
                 thread.join()

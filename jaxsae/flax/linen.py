@@ -36,23 +36,22 @@ class LinenSAE(linen.Module):
             else:
                 self.variable(CONSTANTS, name, lambda leaf=leaf: leaf)
 
-    @property
     def sae(self) -> SAE:
-        """The SAE of the variables at hand; only inside `apply`."""
+        """The SAE of the variables at hand."""
         own = linen.unbox(self.variables)
         return self.slots.join({**own.get(CONSTANTS, {}), **own.get("params", {})})
 
     def encode(self, x: jax.Array) -> Codes:
         """`SAE.encode`."""
-        return self.sae.encode(x)
+        return self.sae().encode(x)
 
     def decode(self, codes: Codes, like: jax.Array | None = None) -> jax.Array:
         """`SAE.decode`."""
-        return self.sae.decode(codes, like=like)
+        return self.sae().decode(codes, like=like)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`SAE.__call__`."""
-        return self.sae(x)
+        return self.sae()(x)
 
 
 class LinenSpliced(linen.Module):
@@ -60,20 +59,21 @@ class LinenSpliced(linen.Module):
 
     Attributes:
         model: the model.
-        sae: the dictionary.
+        coder: the dictionary.
         site: path of a submodule inside the model.
         at: on its output, on its input, or in its place.
         through: (SAE, activation) -> activation.
     """
 
     model: linen.Module
-    sae: LinenSAE
+    coder: LinenSAE
     site: str
     at: At = "output"
     through: Through = reconstruct
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         target, root, seen = parts_of(self.site), self.model.path, set()
+        sae = self.coder.sae()  # read here: inside the model it may be out of scope, as under nn.remat
 
         def intercept(inner: Any, a: tuple, kw: dict[str, Any], context: Any) -> Any:
             path = context.module.path
@@ -82,7 +82,7 @@ class LinenSpliced(linen.Module):
             seen.add(path[len(root) :])
             if path[len(root) :] != target:
                 return inner(*a, **kw)
-            return run_at(self.at, self._through, inner, a, kw)
+            return run_at(self.at, lambda x: self.through(sae, x), inner, a, kw)
 
         with linen.intercept_methods(intercept):
             out = self.model(*args, **kwargs)
@@ -90,11 +90,6 @@ class LinenSpliced(linen.Module):
             names = ["/".join(path) for path in seen if path]
             raise ConfigError(f"the model called no submodule {self.site!r}{closest(self.site, names)}")
         return out
-
-    def _through(self, x: jax.Array) -> jax.Array:
-        if self.is_initializing():
-            self.sae(x)
-        return self.through(self.sae.sae, x)
 
 
 def to_linen(sae: SAE, *, frozen: bool = False) -> tuple[LinenSAE, dict[str, dict[str, jax.Array]]]:
@@ -143,8 +138,9 @@ def splice_linen(
     """The model with an SAE at a named site, and the variables of both.  Model and variables stay as they were.
 
     Args:
-        model: any linen model.  Layers under `nn.scan` share one path and cannot be told apart.
-        variables: its variables; they come back under the name `model`, beside the SAE's under `sae`.
+        model: any linen model.  Layers under `nn.scan` share a path, and layers under `nn.jit` a trace: they cannot be
+            told apart, and an SAE at one of them sits at all.
+        variables: its variables; they come back under the name `model`, beside the SAE's under `coder`.
         site: path of a submodule, e.g. "block_1/mlp", as in its parameters' names.
         sae: any dictionary of the width found there.
         at: "output", "input", or "instead" (a transcoder in place of the submodule).
@@ -161,7 +157,7 @@ def splice_linen(
     check_at(at)
     coder, own = to_linen(sae, frozen=frozen)
     both = {
-        name: {part: leaves[name] for part, leaves in (("model", variables), ("sae", own)) if name in leaves}
+        name: {part: leaves[name] for part, leaves in (("model", variables), ("coder", own)) if name in leaves}
         for name in sorted({*variables, *own})
     }
     return LinenSpliced(model, coder, site, at, through), both

@@ -23,22 +23,21 @@ class NnxSAE(nnx.Module):
         for name, leaf in sae.params.items():
             setattr(self, name, nnx.Param(leaf) if name in moving else Constant(leaf))
 
-    @property
     def sae(self) -> SAE:
         """The SAE of the present values."""
         return self.slots.join({n: v[...] for n, v in vars(self).items() if isinstance(v, nnx.Variable)})
 
     def encode(self, x: jax.Array) -> Codes:
         """`SAE.encode`."""
-        return self.sae.encode(x)
+        return self.sae().encode(x)
 
     def decode(self, codes: Codes, like: jax.Array | None = None) -> jax.Array:
         """`SAE.decode`."""
-        return self.sae.decode(codes, like=like)
+        return self.sae().decode(codes, like=like)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`SAE.__call__`."""
-        return self.sae(x)
+        return self.sae()(x)
 
 
 class NnxSpliced(nnx.Module):
@@ -48,7 +47,7 @@ class NnxSpliced(nnx.Module):
         self.inner, self.coder, self.at, self.through = inner, coder, at, through
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return run_at(self.at, lambda x: self.through(self.coder.sae, x), self.inner, args, kwargs)
+        return run_at(self.at, lambda x: self.through(self.coder.sae(), x), self.inner, args, kwargs)
 
 
 def to_nnx(sae: SAE, *, frozen: bool = False) -> NnxSAE:
@@ -74,7 +73,7 @@ def from_nnx(module: NnxSAE) -> SAE:
     Raises:
         ConfigError: a value has another shape.
     """
-    return module.sae
+    return module.sae()
 
 
 def splice_nnx(

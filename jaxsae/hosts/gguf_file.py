@@ -159,11 +159,12 @@ def _tokenizer(file: Gguf) -> Tokenizer:
         )
     kinds = get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
     special = [i for i, k in enumerate(kinds) if k in (_CONTROL, _USER)]
-    pairs = [tuple(m.split(" ", 1)) for m in merges]
-    inner = byte_level(tokens, pairs, special, get("tokenizer.ggml.pre", "default"))
+    pairs, split = [tuple(m.split(" ", 1)) for m in merges], get("tokenizer.ggml.pre", "default")
+    inner = byte_level(tokens, pairs, special, split)
     end = next((tokens.index(t) for t in END_OF_TEXT if t in tokens), get("tokenizer.ggml.eos_token_id"))
     if end is None:
         raise HostError(f"{file.path} names no end-of-text token; load the Hugging Face folder of the model instead")
-    # A file that does not say whether it wants a first token is taken at its word: none is added.
-    begin = get("tokenizer.ggml.bos_token_id") if get("tokenizer.ggml.add_bos_token") else None
+    # A file that does not say whether texts begin with a token means no, except in the family of Llama 3.
+    begins = get("tokenizer.ggml.add_bos_token", split == "llama-bpe")
+    begin = get("tokenizer.ggml.bos_token_id") if begins else None
     return Tokenizer(inner, end, begin, special)

@@ -216,7 +216,9 @@ class Llama:
 
     def _head(self, params: Any, x: Array) -> Array:
         matrix = params["embed" if self.tied else "unembed"]
-        return jnp.einsum("...d,vd->...v", x, matrix, preferred_element_type=jnp.float32)
+        rows = x.reshape(-1, self.d_model)  # older XLA for CPUs sums bfloat16 products in float32 for matrices only
+        logits = jnp.matmul(rows, matrix.T, preferred_element_type=jnp.float32)
+        return logits.reshape(*x.shape[:-1], self.vocab_size)
 
     def _residual(self, params: Any, x: Array) -> Array:
         if jnp.ndim(x) != 3 or jnp.shape(x)[-1] != self.d_model:

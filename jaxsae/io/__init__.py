@@ -1,5 +1,6 @@
 """Bytes in and out: checkpoints of a run, and dictionaries in everybody's formats."""
 
 from jaxsae.io.files import Written, load, save
+from jaxsae.io.formats._registry import find, formats
 
-__all__ = ["Written", "load", "save"]
+__all__ = ["Written", "find", "formats", "load", "save"]

@@ -1,27 +1,37 @@
 """The door to dictionaries on disk: `load` tells the format by its files, `save` writes any that can be written."""
 
 import os
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from jaxsae.errors import FormatError, closest
+from jaxsae.io import hub
 from jaxsae.io.formats._base import Notes
 from jaxsae.io.formats._listing import Listing
 from jaxsae.io.formats._place import place
-from jaxsae.io.formats._registry import format_called, recognised, the_format
+from jaxsae.io.formats._registry import Format, find, format_called, formats, recognised, the_format
 from jaxsae.sae import SAE
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `save` did: where, in which format, and what had to be folded into the weights for it."""
+    """What `save` did.
+
+    Attributes:
+        path: where.
+        format: in which format.
+        folded: what had to be folded into the weights, in words.
+        latent_scale: [S]: latent i of the written file is this many times ours; None if all are the same.
+    """
 
     path: str
     format: str
     folded: tuple[str, ...]
+    latent_scale: Any = field(default=None, compare=False, repr=False)
 
 
 def load(where: str | os.PathLike[str], *, format: str | None = None, mesh: Mesh | None = None, **options: Any) -> SAE:
@@ -31,7 +41,7 @@ def load(where: str | os.PathLike[str], *, format: str | None = None, mesh: Mesh
     the file before memory is taken, and every array must have exactly the shape that the format prescribes.
 
     Args:
-        where: a folder, or one file of weights.
+        where: a folder, one file of weights, or an address hf://owner/repo/path on the Hugging Face hub.
         format: read it as this format; needed only where the files of two lie together.
         mesh: place arrays on this mesh, latents split along its axis `latent`; default: the first device.
         **options: facts that some formats do not store (see docs/formats.md), e.g. `top_k` for overcomplete.
@@ -51,12 +61,33 @@ def load(where: str | os.PathLike[str], *, format: str | None = None, mesh: Mesh
         ...     load(folder + "/eye").d_sae
         2
     """
-    listing = Listing(where)
-    found = format_called(format) if format else the_format(listing)
+    listing, found = _located(hub.fetch(str(where)) if hub.is_address(where) else where, format)
     for name in options:
         if name not in found.OPTIONS:
             raise FormatError(f"format {found.NAME!r} takes no option {name!r}{closest(name, found.OPTIONS)}")
     return place(found.load(listing, options), mesh)
+
+
+def _located(where: str | os.PathLike[str], format: str | None) -> tuple[Listing, Format]:
+    """What lies there and its format; a folder that only holds one dictionary's folder stands for that."""
+    listing = Listing(where)
+    found = format_called(format) if format else the_format(listing)
+    if found is not None:
+        return listing, found
+    inner = find(listing.root) if listing.focus is None else []
+    if len(inner) == 1:
+        listing = Listing(inner[0])
+        found = the_format(listing)
+    if found is None and inner:
+        raise FormatError(
+            f"{str(where)!r} holds {len(inner)} dictionaries; name one of them, such as {str(inner[0])!r}"
+        )
+    if found is None:
+        shown = ", ".join(sorted(listing.files)[:8]) or "nothing"
+        raise FormatError(
+            f"{str(where)!r}: expected the files of a known format ({', '.join(formats())}), found {shown}"
+        )
+    return listing, found
 
 
 def save(sae: SAE, path: str | os.PathLike[str], format: str = "jaxsae") -> Written:
@@ -64,7 +95,7 @@ def save(sae: SAE, path: str | os.PathLike[str], format: str = "jaxsae") -> Writ
 
     Args:
         sae: the dictionary.
-        path: a folder; for formats of a single file also that file.
+        path: a folder; for formats of a single file also that file; or an address hf://owner/repo/path.
         format: name of a format that can be written; see docs/formats.md for what each can express.
 
     Returns:
@@ -74,6 +105,10 @@ def save(sae: SAE, path: str | os.PathLike[str], format: str = "jaxsae") -> Writ
         FormatError: the format cannot express this dictionary (the message says why and which can), the folder holds
             files of another format, or the disk refuses.
     """
+    if hub.is_address(path):
+        with tempfile.TemporaryDirectory() as folder:
+            written = save(sae, Path(folder) / "sae", format)
+            return replace(written, path=hub.upload(written.path, str(path)))
     path = Path(path)
     writer = format_called(format, write=True)
     if path.is_dir():
@@ -85,4 +120,4 @@ def save(sae: SAE, path: str | os.PathLike[str], format: str = "jaxsae") -> Writ
             )
     notes = Notes()
     writer.save(sae, path, notes)
-    return Written(str(path), format, tuple(notes.all))
+    return Written(str(path), format, tuple(notes.all), notes.latent_scale)

@@ -90,7 +90,7 @@ def fetch(url: str, *, cache: str | os.PathLike[str] | None = None, token: str |
             if not isinstance(e, utils.OfflineModeIsEnabled):
                 _say(f"the hub cannot be reached; using the copy of {address} fetched earlier ({kept.commit[:8]})")
             return Path(kept.place)
-        raise _explained(e, address) from e
+        raise _explained(e, address, "no earlier copy is kept, and the first use needs a network") from e
     record.write(address)
     return Path(record.place)
 
@@ -245,20 +245,31 @@ def upload(
     address, source = Address.parse(url), Path(folder)
     if not source.exists():
         raise FormatError(f"{str(source)!r}: expected a saved dictionary to upload, found nothing; check the path")
+    if source.is_file() and not address.path.endswith(source.suffix):
+        address = dataclasses.replace(address, path=f"{address.path}/{source.name}".strip("/"))
+    from huggingface_hub import CommitOperationAdd
+
     api = _api(token)
     try:
         api.create_repo(address.repo, private=private, exist_ok=True)
-        where: dict[str, Any] = {"repo_id": address.repo, "revision": address.revision}
-        where["commit_message"] = message or f"Upload {address.path or source.name}"
-        if source.is_dir():
-            done = api.upload_folder(folder_path=source, path_in_repo=address.path or None, **where)
-        else:
-            target = address.path if address.path.endswith(source.suffix) else f"{address.path}/{source.name}"
-            address = dataclasses.replace(address, path=target.strip("/"))
-            done = api.upload_file(path_or_fileobj=source, path_in_repo=address.path, **where)
+        done = api.create_commit(
+            address.repo,
+            [CommitOperationAdd(target, local) for target, local in _uploads(source, address.path)],
+            commit_message=message or f"Upload {address.path or source.name}",
+            revision=address.revision,
+        )
     except Exception as e:
-        raise _explained(e, address) from e
+        raise _explained(e, address, "an upload needs a network") from e
     return str(dataclasses.replace(address, revision=done.oid))
+
+
+def _uploads(source: Path, path: str) -> list[tuple[str, Path]]:
+    """(path in the repository, local file) of everything to upload; hidden files stay."""
+    if source.is_file():
+        return [(path, source)]
+    inside = [(p.relative_to(source), p) for p in sorted(source.rglob("*")) if p.is_file()]
+    shown = [(name.as_posix(), p) for name, p in inside if not any(part.startswith(".") for part in name.parts)]
+    return [(f"{path}/{name}".strip("/"), p) for name, p in shown]
 
 
 # ---------------------------------------------------------------------------------------------------------- errors
@@ -275,13 +286,29 @@ def _is_answer(e: Exception) -> bool:
     return isinstance(e, HFValidationError) or 400 <= _status(e) < 500
 
 
+def _chain(e: BaseException | None) -> list[BaseException]:
+    """An error and what it was raised from: the hub library wraps what it met in errors of its own."""
+    found: list[BaseException] = []
+    while e is not None and e not in found:
+        found.append(e)
+        e = e.__cause__
+    return found
+
+
 def _status(e: Exception) -> int:
     """The HTTP status an error carries, 0 for none."""
-    return getattr(getattr(e, "response", None), "status_code", None) or 0
+    found = [getattr(getattr(x, "response", None), "status_code", None) for x in _chain(e)]
+    return next((status for status in found if status), 0)
 
 
-def _explained(e: Exception, address: Address) -> FormatError:
-    """One sentence for whatever the hub library raised."""
+def _is_network(e: BaseException) -> bool:
+    """Whether an error comes from the transport; the hub library has changed its HTTP client more than once."""
+    clients = {c.__module__.split(".")[0] for c in type(e).__mro__} & {"requests", "urllib3", "httpx", "httpx2"}
+    return bool(clients) or isinstance(e, (ConnectionError, TimeoutError))
+
+
+def _explained(e: Exception, address: Address, need: str) -> FormatError:
+    """One sentence for whatever the hub library raised; `need` says what a network would be needed for."""
     from huggingface_hub import utils
 
     status = _status(e)
@@ -291,20 +318,20 @@ def _explained(e: Exception, address: Address) -> FormatError:
         said = "no such repository, or a private one; check the name, or log in with `hf auth login`"
     elif isinstance(e, utils.RevisionNotFoundError):
         said = f"the repository has no revision {address.revision!r}; check it, or leave it out for main"
-    elif isinstance(e, utils.EntryNotFoundError) and status:
-        said = "no such path in the repository; check it on the repository's page"
-    elif isinstance(e, utils.OfflineModeIsEnabled):
-        said = "HF_HUB_OFFLINE is set and no earlier copy is kept; unset it for the first use"
     elif isinstance(e, utils.HFValidationError):
         said = f"{address.repo!r} cannot be the name of a repository; expected owner/name"
     elif status in (401, 403):
         said = f"the hub refused (HTTP {status}); log in with `hf auth login` and check your permissions"
     elif status:
         said = f"the hub answered HTTP {status}; try again later"
-    elif isinstance(e, OSError) and e.errno and e.strerror and not isinstance(e, ConnectionError):
+    elif any(isinstance(x, utils.OfflineModeIsEnabled) for x in _chain(e)):
+        said = f"HF_HUB_OFFLINE is set; {need}: unset it"
+    elif any(_is_network(x) for x in _chain(e)):
+        said = f"the hub cannot be reached; {need}"
+    elif isinstance(e, OSError) and e.errno:
         said = f"{e.strerror} ({e.filename}); make room, or set HF_HOME to another folder"
     else:
-        said = "the hub cannot be reached and no earlier copy is kept; the first use needs a network"
+        said = f"the transfer failed ({(str(e).splitlines() or [type(e).__name__])[0]}); try again"
     return FormatError(f"{address}: {said}")
 
 

@@ -145,7 +145,7 @@ function histogram() {
 }
 
 // ------------------------------------------------------------------------------------------------ latents
-const state = { run: 0, query: "", scope: "all", low: 0, high: 100, sort: "id", found: [], drawn: 0 };
+const state = { run: 0, query: "", scope: "all", low: 0, high: 100, sort: "id", found: [], drawn: 0, rest: 0 };
 const current = () => runs[state.run];
 const lowest = Math.floor(Math.min(-1, ...runs.flatMap((r) => r.latents.map((l) => Math.log10(l.d || 1)))));
 const logDensity = (slider) => lowest * (1 - slider / 100);
@@ -184,12 +184,15 @@ const SORTS = {
   shuffle: (a, b) => ((a.i * 2654435761) % 4294967296) - ((b.i * 2654435761) % 4294967296),
 };
 
-function refresh() {
+/** Shows what matches: `first` cards at once, the rest of the page when the browser had time to breathe. */
+function refresh(first = 40) {
   const run = current();
   state.found = run.latents.filter((l) => matches(run, l)).sort(SORTS[state.sort]);
   state.drawn = 0;
   $("cards").replaceChildren();
-  draw(PAGE);
+  draw(first);
+  clearTimeout(state.rest);
+  if (first < PAGE) state.rest = setTimeout(() => draw(PAGE - first), 30);
   $("count").textContent = `${show(state.found.length)} of ${show(run.latents.length)}`;
   $("none").hidden = state.found.length > 0;
 }
@@ -325,7 +328,7 @@ function latents() {
   $("latents").hidden = false;
   showRange();
   switchRun(0);
-  refresh();
+  refresh(PAGE);
   follow();
 }
 

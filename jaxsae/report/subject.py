@@ -83,7 +83,7 @@ def open_subject(
             f"the run {str(run.path)!r} has no dictionary yet (no sae/); let `jaxsae train` finish it"
         )
     config = read_file(run.config) if is_run else {}
-    wanted = cache or config.get("cache") or (like.cache if like is not None else None)
+    wanted = cache or _cache_of(config, run) or (like.cache if like is not None else None)
     if wanted is None:
         raise ConfigError(f"{str(run.path)!r} does not say which activations it belongs to; name a cache (--cache)")
     sae = load(run.sae if is_run else run.path)
@@ -101,6 +101,15 @@ def open_subject(
         config=config,
         folder=run.path if is_run else None,
     )
+
+
+def _cache_of(config: dict[str, Any], run: RunDir) -> str | None:
+    """The cache a run names; a relative path may mean a folder beside the run, if it is started from elsewhere."""
+    name = config.get("cache")
+    if not name or "://" in name or os.path.exists(name):
+        return name
+    beside = (parent / name for parent in run.path.parents)
+    return str(next((p for p in beside if (p / "manifest.json").exists()), name))
 
 
 def _host(host: str | Host | None, cache: Cache) -> Host | None:

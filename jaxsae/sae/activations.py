@@ -66,6 +66,7 @@ class GroupMax:
     """
 
     groups: int
+    ordered = True
     may_miss = False
     forms = ("rank",)
     axes: ClassVar[dict[str, str]] = {}

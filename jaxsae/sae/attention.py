@@ -55,6 +55,11 @@ class Temporal:
             table |= {f"attn{i}_{name}": letters for name, letters in own.items()}
         return table
 
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The key biases: q.b_k is the same for every key, so the softmax drops it and no gradient means anything."""
+        return tuple(f"attn{i}_b_k" for i in range(self.n_layers))
+
     def in_sequences(self, positions: int) -> "Temporal":
         return replace(self, positions=positions)
 
@@ -77,7 +82,7 @@ class Temporal:
             now = jax.nn.relu(self._correlations(p, r, atoms)).reshape(-1, self.positions, self.d_sae)
             part = jax.nn.relu(self._attend(own, now)).reshape(-1, self.d_sae)
             g = jnp.dot(part.astype(atoms.dtype), atoms, preferred_element_type=jnp.float32)
-            length = jnp.linalg.norm(g, axis=1, keepdims=True) + 1e-6
+            length = jnp.sqrt(jnp.maximum(jnp.sum(g**2, axis=1, keepdims=True), 1e-30)) + 1e-6
             s = jnp.sum(g * r, axis=1, keepdims=True) / length**2
             r, predicted = r - s * g, predicted + s * part
         return predicted, r

@@ -41,6 +41,11 @@ class PreSelect:
         return (*getattr(self.encoder, "fixed", ()), *self.selector.fixed)
 
     @property
+    def ordered(self) -> bool:
+        """Whether the order of latents is structural."""
+        return getattr(self.encoder, "ordered", False) or getattr(self.selector, "ordered", False)
+
+    @property
     def may_miss(self) -> bool:
         return self.selector.may_miss
 

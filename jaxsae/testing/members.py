@@ -6,8 +6,10 @@ from typing import Any
 
 from jaxsae.config import load_folder, members
 from jaxsae.errors import ConfigError
+from jaxsae.objective import Mse
 from jaxsae.recipes import Recipe, configs, topk
 from jaxsae.sae import EmaThreshold, Fired, PreSelect, Rank
+from jaxsae.testing.wholes import WHOLES
 
 D_IN, D_SAE, K, ROWS = 12, 32, 4, 48
 
@@ -81,7 +83,7 @@ PLACES: dict[str, Callable[[Any], Recipe]] = {
     "readout": _slot("readout"),
     "levels": _slot("levels"),
     "term": _with_term,
-    "reducer": lambda reducer: _with_term(dataclasses.replace(BASE.terms[0], reducer=reducer)),
+    "reducer": lambda reducer: _with_term(Mse(reducer=reducer)),
     "schedule": _slot("lr_schedule"),
     "tracker": _with_trackers,
 }
@@ -96,7 +98,8 @@ def enrolled() -> dict[str, Recipe]:
     found = {}
     for kind, place in PLACES.items():
         for name, cls in members(kind).items():
-            found[f"{kind}.{name}"] = place(example(cls))
+            tag = f"{kind}.{name}"
+            found[tag] = WHOLES[tag](BASE) if tag in WHOLES else place(example(cls))
     return found
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from jaxsae.errors import ConfigError
-from jaxsae.sae import SAE, Affine, Bias, Free, NoNorm, PreSelect, Rank, Relu, RowNorm, RowRule, Threshold, Unit
-from jaxsae.sae.norms import EPS
+from jaxsae.sae import SAE, Gated, Rank, RowLength, RowNorm, Threshold
+from jaxsae.torch.members import check_slots, pre_activations, readout, scaled, selected
 
 
 @dataclass
@@ -60,8 +60,9 @@ class SaeModule(nn.Module):
 
         codes = select((norm(x) [- b_dec]) @ W_enc + b_enc)        y = undo(codes @ W_dec + b_dec)
 
-    Parameters: W_enc [D, S], b_enc [S], W_dec [S, E], b_dec [E].  Buffers, which no gradient reaches: threshold [S]
-    or k [].  `template` holds the slots, so that `jaxsae.torch.from_module` gives the same dictionary back.
+    Parameters: W_enc [D, S], b_enc [S], W_dec [S, E], b_dec [E] (and those of a gate or a skip, under the SAE's
+    names).  Buffers, which no gradient reaches: threshold [S] or k [].  `template` holds the slots, so that
+    `jaxsae.torch.from_module` gives the same dictionary back.
     """
 
     W_enc: Tensor
@@ -92,61 +93,39 @@ class SaeModule(nn.Module):
         """
         if x.shape[-1] != self.cfg.d_in:
             raise ConfigError(f"this dictionary reads vectors of width {self.cfg.d_in}, found {tuple(x.shape)}")
-        x = x.to(self.dtype)
-        if isinstance(self.template.norm, RowNorm):
-            mean, std = self._moments(x)
-            self._last = mean.detach(), std.detach()
-            x = (x - mean) / (std + EPS)
-        if self.template.encoder.encoder.b_pre == "b_dec":  # type: ignore[attr-defined]
-            x = x - self.b_dec
-        return self._select(x @ self.W_enc + self.b_enc)
+        inner, undo = scaled(self.template.norm, x.to(self.dtype))
+        self._last = undo and (undo[0].detach(), undo[1].detach())
+        slot: Any = self.template.encoder
+        return selected(self, slot.selector, *pre_activations(self, slot.encoder, inner))
 
     def decode(self, codes: Tensor, like: Tensor | None = None) -> Tensor:
         """The reconstruction [..., E] of codes [..., S].
 
         Args:
             codes: what `encode` returned, edited or not.
-            like: the raw rows x [..., D], needed to undo a standardisation of each row.  Without them those of the
-                last `encode` are used, as constants, which is what SAEBench expects of decode(encode(x)).
+            like: the raw rows x [..., D], needed to undo a scaling of each row and to add a linear skip.  Without
+                them the skip is left out and the scaling of the last `encode` is undone, as a constant, which is what
+                SAEBench and SAELens expect of decode(encode(x)).
 
         Raises:
             ConfigError: rows are needed, and the last `encode` saw another leading shape.
         """
-        y = codes @ self.W_dec + self.b_dec
-        if not isinstance(self.template.norm, RowNorm):
+        x = None if like is None else like.to(self.dtype)
+        inner, undo = (None, self._last) if x is None else scaled(self.template.norm, x)
+        y = codes.to(self.dtype) @ self.W_dec + readout(self, self.template.readout, x, inner)
+        if not getattr(self.template.norm, "restore", False):
             return y
-        moments = self._last if like is None else self._moments(like.to(self.dtype))
-        if moments is None or moments[0].shape[:-1] != codes.shape[:-1]:
-            seen = "none" if moments is None else f"rows of leading shape {tuple(moments[0].shape[:-1])}"
+        if undo is None or undo[0].shape[:-1] != codes.shape[:-1]:
+            seen = "none" if undo is None else f"rows of leading shape {tuple(undo[0].shape[:-1])}"
             raise ConfigError(
-                f"decode: this dictionary standardises each row; expected the rows of codes {tuple(codes.shape)}, "
-                f"found {seen}; pass like=x"
+                f"decode: this dictionary scales each row; expected the rows of codes {tuple(codes.shape)}, found "
+                f"{seen}; pass like=x"
             )
-        return y * moments[1] + moments[0]
+        return (y * undo[0] + undo[1]).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """The full reconstruction [..., E] of raw rows [..., D]."""
         return self.decode(self.encode(x), like=x)
-
-    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.float() if x.dtype.itemsize < 4 else x
-        mean = x.mean(-1, keepdim=True)
-        std = x.std(-1, keepdim=True, correction=self.template.norm.ddof)  # type: ignore[attr-defined]
-        return mean.to(self.dtype), std.to(self.dtype)
-
-    def _select(self, pre: Tensor) -> Tensor:
-        selector: Any = self.template.encoder.selector  # type: ignore[attr-defined]
-        signed = getattr(selector, "signed", False)
-        value = pre if signed else pre.relu()
-        score = pre.detach().abs() if signed else pre.detach()
-        if isinstance(selector, Relu):
-            return value
-        if isinstance(selector, Threshold):
-            return torch.where(score > self.get_buffer("threshold"), value, 0)
-        if selector.by_norm:
-            score = score * self.W_dec.detach().float().norm(dim=-1)
-        k = min(int(self.get_buffer("k")), selector.cap)
-        return torch.where(_best(score, k) & (score > 0), value, 0)
 
     # ------------------------------------------------------------------------------------------ housekeeping
     @property
@@ -170,37 +149,6 @@ class SaeModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
-
-
-def _best(score: Tensor, k: int) -> Tensor:
-    """Mask of the k largest entries of each row, ties by lowest index (`torch.topk` leaves ties open)."""
-    lowest = score.topk(k, dim=-1).values[..., -1:]
-    above, level = score > lowest, score == lowest
-    free = k - above.sum(-1, keepdim=True)
-    return above | (level & (level.cumsum(-1) <= free))
-
-
-def check_slots(sae: SAE) -> None:
-    """Refuses slots that have no torch form.
-
-    Raises:
-        ConfigError: naming the slot, its member, and the members that have one.
-    """
-    encode: Any = sae.encoder
-    plain = isinstance(encode, PreSelect)
-    found: dict[str, tuple[Any, tuple[type, ...]]] = {
-        "norm": (sae.norm, (NoNorm, RowNorm)),
-        "encoder": (encode.encoder if plain else encode, (Affine,)),
-        "selector": (encode.selector if plain else encode, (Relu, Threshold, Rank)),
-        "dictionary": (sae.dictionary, (Free, Unit)),
-        "readout": (sae.readout, (Bias,)),
-    }
-    if plain and isinstance(encode.selector, Rank):
-        found["rule"] = (encode.selector.rule, (RowRule,))
-    for slot, (member, known) in found.items():
-        if type(member) not in known:
-            names = ", ".join(c.__name__ for c in known)
-            raise ConfigError(f"the {slot} {type(member).__name__} has no torch form; those that have: {names}")
 
 
 def build(sae: SAE, dtype: torch.dtype | str | None, device: torch.device | str | None) -> SaeModule:
@@ -228,10 +176,11 @@ def tensor_of(array: jax.Array) -> Tensor:
 
 def config_of(sae: SAE) -> Config:
     """The `cfg` of a dictionary, without dtype and device."""
-    selector: Any = sae.encoder.selector  # type: ignore[attr-defined]
-    ranked = isinstance(selector, Rank)
-    name = "standard" if isinstance(selector, Relu) else "jumprelu"
-    name = ("abstopk" if selector.signed else "topk") if ranked else name
+    slot: Any = sae.encoder
+    ranked = isinstance(slot.selector, Rank)
+    name = "gated" if isinstance(slot.encoder, Gated) else "standard"
+    name = "jumprelu" if isinstance(slot.selector, Threshold) else name
+    name = ("abstopk" if slot.selector.signed else "topk") if ranked else name
     layer = re.match(r"blocks\.(\d+)\.", sae.meta.site)
     own = {f.name for f in fields(Config)}
     cfg = Config(**{n: v for n, v in sae.meta.extra if n in own and v is not None})
@@ -239,6 +188,7 @@ def config_of(sae: SAE) -> Config:
     cfg.hook_layer = int(layer[1]) if layer else cfg.hook_layer
     cfg.d_in, cfg.d_sae, cfg.d_out = sae.d_in, sae.d_sae, sae.d_out
     cfg.architecture, cfg.activation_fn_str = name, "topk" if ranked else "relu"
-    cfg.apply_b_dec_to_input = sae.encoder.encoder.b_pre == "b_dec"  # type: ignore[attr-defined]
-    cfg.normalize_activations = "layer_norm" if isinstance(sae.norm, RowNorm) else "none"
+    cfg.apply_b_dec_to_input = slot.encoder.b_pre == "b_dec"
+    scalings = {RowNorm: "layer_norm", RowLength: "constant_norm_rescale"}
+    cfg.normalize_activations = scalings.get(type(sae.norm), "none")
     return cfg

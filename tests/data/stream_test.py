@@ -17,8 +17,8 @@ from jaxsae.errors import ConfigError, DataError
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("stream") / "c"
-    rows = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)
-    writer = CacheWriter(path, Manifest((("a", 32),)))
+    rows = np.random.default_rng(0).normal(size=(2000, 512)).astype(np.float32)
+    writer = CacheWriter(path, Manifest((("a", 512),)))
     writer.commit({"train": Block({"a": rows}, np.arange(2000), np.arange(2000))})
     return CacheSource(open_cache(path), 128, seed=1)
 

@@ -44,6 +44,17 @@ def test_scan_of_threshold_codes_agrees(coder, cache):
     np.testing.assert_array_equal(scan(sae, split, None).fired, (dense != 0).sum(0))
 
 
+def test_contexts_of_threshold_codes_show_their_own_values(coder, cache):
+    p = {k: coder.params[k] for k in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    sae, split = make_sae({**p, "threshold": jnp.full(96, 1.0)}), cache.split("train")
+    dense = np.asarray(sae.encode(jnp.asarray(split.read(0, split.rows))).dense())
+    for feature in features(sae, cache, latents=[0, 50], config=CONFIG)[0]:
+        context = feature.groups[0][1][0]
+        assert context.values[context.peak] == pytest.approx(dense[:, feature.latent].max())
+        assert context.values.max() == context.values[context.peak]
+        assert feature.promoted == ()  # no host was given
+
+
 def test_first_context_is_the_strongest_row_and_its_own_token(found, cache, table, tiny):
     split = cache.split("train")
     for feature in found[0]:

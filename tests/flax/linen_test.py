@@ -52,11 +52,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    block: type = Block
+
     @nn.compact
     def __call__(self, tokens):
         x = nn.Embed(V, D)(tokens)
         for i in range(2):
-            x = Block(name=f"block_{i}")(x)
+            x = self.block(name=f"block_{i}")(x)
         return nn.Dense(V)(norm()(x))
 
 
@@ -187,12 +189,12 @@ def test_gradient_reaches_both_and_training_lowers_the_loss(model):
     opt = jax.jit(tx.init)(params)
     params, opt, first, grads = step(params, opt)
     for leaf in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        assert float(jnp.abs(grads["sae"][leaf]).max()) > 0, leaf
+        assert float(jnp.abs(grads["coder"][leaf]).max()) > 0, leaf
     assert float(jnp.abs(grads["model"]["block_0"]["mlp"]["Dense_0"]["kernel"]).max()) > 0
     for _ in range(30):
         params, opt, value, _ = step(params, opt)
     assert float(value) < 0.7 * float(first)
-    trained = from_linen(spliced.sae, {"params": params["sae"], "constants": both["constants"]["sae"]})
+    trained = from_linen(spliced.coder, {"params": params["coder"], "constants": both["constants"]["coder"]})
     assert trained.k == 4
     assert float(jnp.abs(trained.W_dec - a_sae().W_dec).max()) > 0
 
@@ -200,7 +202,7 @@ def test_gradient_reaches_both_and_training_lowers_the_loss(model):
 def test_frozen_by_collection_and_by_stop_gradient(model):
     module, variables = model
     frozen, both = splice_linen(module, variables, "block_1/mlp", a_sae(), frozen=True)
-    assert "sae" not in both["params"]
+    assert "coder" not in both["params"]
     rest = {"constants": both["constants"]}
     grads = jax.jit(jax.grad(lambda p: loss(frozen.apply({"params": p, **rest}, TOKENS))))(both["params"])
     assert float(jnp.abs(grads["model"]["block_0"]["mlp"]["Dense_0"]["kernel"]).max()) > 0  # through the SAE
@@ -209,7 +211,7 @@ def test_frozen_by_collection_and_by_stop_gradient(model):
     stopped, both = splice_linen(module, variables, "block_1/mlp", a_sae(), through=stop)
     rest = {"constants": both["constants"]}
     grads = jax.jit(jax.grad(lambda p: loss(stopped.apply({"params": p, **rest}, TOKENS))))(both["params"])
-    assert all(float(jnp.abs(g).max()) == 0 for g in grads["sae"].values())
+    assert all(float(jnp.abs(g).max()) == 0 for g in grads["coder"].values())
     assert float(jnp.abs(grads["model"]["block_0"]["mlp"]["Dense_0"]["kernel"]).max()) > 0
 
 
@@ -219,13 +221,21 @@ def test_sharded_inside_the_model_equals_unsharded(model):
     spliced, both = splice_linen(module, variables, "block_1/mlp", sae)
     mesh = make_mesh(data=2, latent=4)
     letters = {**sae.encoder.axes, **sae.dictionary.axes, **sae.readout.axes}
-    own = {n: jax.device_put(a, sharding(mesh, letters[n])) for n, a in both["params"]["sae"].items()}
+    own = {n: jax.device_put(a, sharding(mesh, letters[n])) for n, a in both["params"]["coder"].items()}
     assert own["W_dec"].sharding.shard_shape((S, D)) == (S // 4, D)
-    spread = {**both, "params": {**both["params"], "sae": own}}
+    spread = {**both, "params": {**both["params"], "coder": own}}
     tokens = jnp.concatenate([TOKENS, TOKENS[:1]])
     wanted = jax.jit(spliced.apply)(both, tokens)
     found = jax.jit(spliced.apply)(spread, jax.device_put(tokens, sharding(mesh, "B")))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_rematerialised_blocks_can_be_spliced_inside(model):
+    module, variables = model
+    lifted = Transformer(block=nn.remat(Block))
+    spliced, both = splice_linen(module, variables, "block_1/mlp", a_sae())
+    other, _ = splice_linen(lifted, variables, "block_1/mlp", a_sae())
+    np.testing.assert_allclose(run(other, both), run(spliced, both), rtol=1e-5, atol=1e-5)
 
 
 def test_unknown_sites_places_and_widths_are_refused(model):

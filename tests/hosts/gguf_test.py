@@ -28,7 +28,7 @@ def interleave(rows, heads):
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write(path, host, kind="F32", architecture="llama", permute=True, drop=(), extra=(), **settings):
+def write(path, host, kind="F32", split="smollm", architecture="llama", permute=True, drop=(), extra=(), **settings):
     """The weights of `host` (in the layout "half") as a GGUF file; settings replace or, if None, remove keys."""
     m, kind = host.model, gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(path, architecture)
@@ -47,7 +47,8 @@ def write(path, host, kind="F32", architecture="llama", permute=True, drop=(), e
     writer.add_float32(f"{architecture}.rope.freq_base", m.rope_base)
     tokenizer = byte_tokenizer()._inner
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(split)
+    writer.add_bos_token_id(7)
     writer.add_token_list([*(tokenizer.id_to_token(i) for i in range(257)), "zz"])
     writer.add_token_types([3] + [1] * 257)
     writer.add_array("tokenizer.ggml.merges", ["z z"])
@@ -109,6 +110,11 @@ def test_the_tokenizer_travels_in_the_file(host, good):
         None,
         frozenset([0]),
     )  # <|endoftext|>, not the 5 it names
+
+
+def test_only_the_llama3_family_begins_texts_with_a_token_unless_the_file_says_so(host, tmp_path):
+    assert load_gguf(write(tmp_path / "a.gguf", host, split="llama-bpe")).tokenizer.bos_id == 7
+    assert load_gguf(write(tmp_path / "b.gguf", host, split="qwen2")).tokenizer.bos_id is None
 
 
 @pytest.mark.parametrize("variant", [{"tied": False}, {"attention_bias": "QKV"}, {"d_head": 12}])

@@ -78,7 +78,7 @@ def test_cards_filter_sort_and_links(built, tmp_path):
     await type("search", "no such text anywhere");
     out.none = [all(".card").length, document.getElementById("none").hidden];
     document.getElementById("clear").click();
-    await wait(100);
+    await wait(300);
     out.cleared = all(".card").length;
     await type("high", 60);
     const run = JSON.parse(document.getElementById("data").textContent).runs[0];

@@ -18,6 +18,14 @@ def test_a_run_knows_its_surroundings(run_folder, host, cache, log):
     assert out.evaluation is None
 
 
+def test_a_relative_cache_is_found_from_any_folder(run_folder, cache, monkeypatch, tmp_path):
+    (run_folder.parent / "acts").symlink_to(cache.path)
+    text = (run_folder / "config.yaml").read_text().replace(cache.path, "acts")
+    (run_folder / "config.yaml").write_text(text)
+    monkeypatch.chdir("/")
+    assert open_subject(run_folder, host=None).cache.path.endswith("acts")
+
+
 def test_an_evaluation_counts_only_for_the_weights_it_was_made_with(run_folder, subject):
     numbers = evaluated(subject, EvalConfig(ce_tokens=0))
     (run_folder / "eval.json").write_text(json.dumps(numbers))

@@ -1,6 +1,7 @@
 """Reading numbers from a file straight into aligned memory, once, and never more than the file holds."""
 
 import math
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -10,11 +11,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxsae.errors import FormatError
 from jaxsae.io.formats._base import bad
 
 #: Where a buffer starts: at this boundary jax on CPU takes it over without a copy.
 ALIGNMENT = 64
 _CHUNK = 2**22
+_MAPPED = 2**25
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
@@ -103,9 +106,8 @@ class Arrays(Mapping[str, Any]):
         return _narrow(self.file, name, array, finite)
 
     def scalar(self, name: str, kinds: Iterable[str] = FLOATS, finite: bool = True) -> float:
-        """A 0-d (or 1-element) array as a number."""
-        shape = self.entries[name].shape if name in self.entries and self.entries[name].shape == (1,) else ()
-        return float(self.take(name, shape, kinds, finite).reshape(())[()])
+        """A 0-d array as a number."""
+        return float(self.take(name, (), kinds, finite)[()])
 
 
 def _others(names: Iterable[str]) -> str:
@@ -140,8 +142,17 @@ def all_finite(array: np.ndarray) -> bool:
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory that starts at a 64-byte boundary."""
+    """Memory that starts at a 64-byte boundary; what it holds is not defined.
+
+    Large blocks are mapped with all their pages at once: touching them one by one costs more than reading the file.
+    """
     size = math.prod(shape) * dtype.itemsize
+    if size >= _MAPPED and hasattr(mmap, "MAP_POPULATE"):
+        try:
+            block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+        except OSError as e:
+            raise FormatError(f"an array of {size / 2**30:.1f} GiB does not fit into memory ({e.strerror or e})") from e
+        return np.frombuffer(block, np.uint8).view(dtype).reshape(shape)
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)

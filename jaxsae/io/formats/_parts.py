@@ -140,6 +140,8 @@ class Parts:
         if not isinstance(self.norm, FOLDABLE):
             return self
         own = self.wide()
+        if getattr(self.selector, "by_norm", False) and not isinstance(self.norm, DatasetNorm):
+            own = own.unit_atoms()  # the norms that rank are those of the atoms before the scaling goes into them
         a = own.arrays
         plain = isinstance(self.norm, DatasetNorm)
         if own.centred and not (plain and float(a["c_in"]) == float(a["c_out"])):

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -10,6 +11,10 @@ from jaxsae.errors import FormatError, closest
 from jaxsae.io.formats._base import Notes
 from jaxsae.io.formats._listing import Listing
 from jaxsae.sae import SAE
+
+MAX_FOLDERS = 20_000
+#: Files that are a dictionary each.
+SEVERAL = r"layer_\d+\.safetensors"
 
 
 class Format(Protocol):
@@ -55,38 +60,44 @@ def recognised(listing: Listing) -> list[str]:
     return [name for name, f in formats().items() if f.recognises(listing)]
 
 
-def the_format(listing: Listing) -> Format:
-    """The one format whose files lie at a path.
+def the_format(listing: Listing) -> Format | None:
+    """The one format whose files lie at a path; None if there is none.
 
     Raises:
-        FormatError: none or several are recognised.
+        FormatError: several are recognised, or a file that would decide is damaged.
     """
     found = recognised(listing)
-    if len(found) == 1:
-        return formats()[found[0]]
-    if found:
+    if len(found) > 1:
         raise FormatError(
             f"{str(listing.path)!r}: expected one dictionary, found the files of {' and '.join(found)}; move one of "
             "them elsewhere, or name the one you want with format="
         )
-    if listing.errors:
+    if not found and listing.errors:
         raise listing.errors[0]
-    shown = ", ".join(sorted(listing.files)[:8]) or "nothing"
-    raise FormatError(
-        f"{str(listing.path)!r}: expected the files of a known format ({', '.join(formats())}), found {shown}"
-        + _inside(listing)
-    )
+    return formats()[found[0]] if found else None
 
 
-def _inside(listing: Listing) -> str:
-    """A hint at the subfolders that could have been meant."""
-    if listing.focus:
-        return ""
-    able = []
-    for folder in sorted(p for p in listing.root.iterdir() if p.is_dir())[:64]:
-        try:
-            if recognised(Listing(folder)):
-                able.append(folder.name)
-        except FormatError:
-            continue
-    return f"; did you mean its folder {able[0]!r}?" if able else ""
+def find(root: str | os.PathLike[str], damaged: list[FormatError] | None = None) -> list[Path]:
+    """Every dictionary below a folder: folders, or files where one folder holds several (circuit-tracer).
+
+    Args:
+        root: where to look.
+        damaged: gets the error of every folder whose files of weights cannot be read well enough to be recognised.
+
+    Raises:
+        FormatError: more than `MAX_FOLDERS` folders.
+    """
+    found: list[Path] = []
+    for count, (folder, inner, _) in enumerate(os.walk(root)):
+        if count >= MAX_FOLDERS:
+            raise FormatError(f"{str(root)!r}: expected at most {MAX_FOLDERS} folders, found more; name a smaller one")
+        inner[:] = sorted(n for n in inner if not n.startswith("."))
+        listing = Listing(folder)
+        names = recognised(listing)
+        if names:
+            layers = listing.matching(SEVERAL) if names == ["circuit_tracer"] else []
+            found += [Path(folder) / n for n in layers] if len(layers) > 1 else [Path(folder)]
+            inner.clear()
+        elif listing.errors and damaged is not None:
+            damaged.append(listing.errors[0])
+    return found

@@ -70,7 +70,7 @@ def build(listing: Listing, config: Config, arrays: Arrays, options: dict[str, A
         raise FormatError(f"option 'selection': only for batch top-k training checkpoints, found architecture {kind!r}")
     if kind == "temporal":
         return build_temporal(listing, config, arrays, meta)
-    norm, extra = _norm(listing, config, kind)
+    norm, extra = _norm(listing, config, kind, options)
     heads = config.choice("reshape_activations", ("none", "hook_z"), "none") == "hook_z"
     frame = {"norm": norm, "rows": RowShape(heads=heads), "meta": meta}
     if kind == "matching_pursuit":
@@ -165,7 +165,7 @@ def _widths(config: Config, d_sae: int) -> list[int]:
     return widths
 
 
-def _norm(listing: Listing, config: Config, kind: str) -> tuple[Any, dict[str, np.ndarray]]:
+def _norm(listing: Listing, config: Config, kind: str, options: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
     """(norm member, its arrays): what the configuration says, and the scaler of an unfinished run."""
     norm = config.choice("normalize_activations", NORMS, "none")
     restore = "transcoder" not in kind
@@ -173,6 +173,8 @@ def _norm(listing: Listing, config: Config, kind: str) -> tuple[Any, dict[str, n
         return RowNorm(1, restore), {}
     if norm == "constant_norm_rescale":
         return RowLength(restore), {}
+    if options.get("norm_scaling_factor") is not None:
+        return DatasetNorm(), _scales(Config(config.file, options).number("norm_scaling_factor", above=0))
     scaler = listing.config(SCALER) if SCALER in listing else None
     if scaler is None:
         return NoNorm(), {}
@@ -184,9 +186,12 @@ def _norm(listing: Listing, config: Config, kind: str) -> tuple[Any, dict[str, n
     if factor is not None:
         if norm != "expected_average_only_in":
             scaler.fail("scaling_factor", f"null where normalize_activations is {norm}", factor)
-        one = np.float32(factor)
-        return DatasetNorm(), {"c_in": np.asarray(one), "c_out": np.asarray(one)}
+        return DatasetNorm(), _scales(factor)
     return NoNorm(), {}
+
+
+def _scales(factor: float) -> dict[str, np.ndarray]:
+    return {name: np.asarray(factor, np.float32) for name in ("c_in", "c_out")}
 
 
 def _whitening(listing: Listing, d: int) -> dict[str, np.ndarray]:

@@ -104,7 +104,7 @@ def _clt(listing: Listing, encoders: list[str]) -> SAE:
             bad(listing.path, f"{kind}_*", f"layers 0 to {sites - 1} without gaps", numbers)
     first = listing.arrays(encoders[0])
     f, d = first.shape("W_enc_0", "fd")
-    has_threshold = "threshold_0" in first
+    has_threshold = any(f"threshold_{i}" in listing.arrays(n) for i, n in enumerate(encoders))
     layers = [_layer(listing, i, f, d, sites, has_threshold) for i in range(sites)]
     found = {n: np.stack([layer[n] for layer in layers]) for n in ("W_enc", "b_enc")}
     found |= {f"W_dec_{i}": layer["W_dec"] for i, layer in enumerate(layers)}

@@ -40,7 +40,7 @@ def _file(listing: Listing) -> str | None:
     names = [n for n in ("model_final.pt", "model.safetensors") if n in listing]
     if listing.focus:
         names = listing.matching(r"(checkpoints/)?(model_final|checkpoint_\d+)\.pt|model\.safetensors")
-    found = [n for n in names if {k.removeprefix(COMPILED) for k in listing.keys(n)} >= MARKS]
+    found = [n for n in names if len({k.removeprefix(COMPILED) for k in listing.keys(n)} & MARKS) >= 2]
     return found[0] if found else None
 
 

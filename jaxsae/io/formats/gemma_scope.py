@@ -35,7 +35,7 @@ def recognises(listing: Listing) -> bool:
 def load(listing: Listing, options: dict[str, Any]) -> SAE:
     """Reads an SAE or transcoder; b_dec is not subtracted and rows are raw."""
     arrays = listing.arrays(_file(listing) or WEIGHTS)
-    big = ("W_enc", "W_dec") if "W_enc" in arrays else ("w_enc", "w_dec")
+    big = ("W_enc", "W_dec") if {"W_enc", "W_dec"} & set(arrays) else ("w_enc", "w_dec")
     arrays.only((*big, "b_enc", "b_dec", "threshold"), ("scaling_factor",))
     d, f = arrays.shape(big[0], "df")
     o = arrays.shape("b_dec", "o")[0]

@@ -55,8 +55,8 @@ def _single(listing: Listing) -> SAE:
     if config is not None:
         config.choice("architecture", ("jump_relu",), "jump_relu")
         if config.flag("affine_connection", SKIP in arrays) != (SKIP in arrays):
-            found_it = "one" if SKIP in arrays else "none"
-            config.fail("affine_connection", f"what {WEIGHTS} says ({found_it})", config["affine_connection"])
+            there = "has an" if SKIP in arrays else "has no"
+            config.fail("affine_connection", f"what {WEIGHTS} says: it {there} {SKIP}", config["affine_connection"])
     if SKIP in arrays:
         found["W_skip"] = arrays.take(SKIP, (d, o))
     meta = provenance(

@@ -1,5 +1,6 @@
 """Our own format: `sae.safetensors` holds every array under its own name, `sae.json` says what they mean."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from jaxsae.errors import ConfigError, FormatError
 from jaxsae.io.formats._arrays import all_finite
 from jaxsae.io.formats._base import Config, Notes, bad
 from jaxsae.io.formats._listing import Listing
+from jaxsae.io.formats._place import letters_of
 from jaxsae.io.formats._safetensors import chunks, open_safetensors
 from jaxsae.io.formats._write import as_json, write_beside, writing
-from jaxsae.sae import SAE, check_shapes
+from jaxsae.sae import SAE, Rank, check_shapes
 
 NAME = "jaxsae"
 TITLE = "jaxsae folder"
@@ -87,15 +89,39 @@ def _build(file: Path, described: Config, arrays: dict[str, np.ndarray]) -> SAE:
             described.fail(f"{name}.type", f"a class {kind}*", tag)
         try:
             parts[name] = config.from_dict(dict(described.part(name)), Any, name)
-        except ConfigError as e:
-            raise FormatError(f"file {str(file)!r}: {e}") from e
+        except (ConfigError, TypeError) as e:
+            raise FormatError(f"file {str(file)!r}: key {name!r}: {e}") from e
     try:
         params: dict[str, Any] = dict(arrays)
         sae = SAE(params, **parts)
         check_shapes(sae)
+        _check_arrays(file.parent / WEIGHTS, sae)
     except (ConfigError, AttributeError, TypeError) as e:
         raise FormatError(f"file {str(file)!r} and its weights do not fit together: {e}") from e
     return sae
+
+
+def _check_arrays(path: Path, sae: SAE) -> None:
+    """Exactly the arrays that the slots declare, all floating but k."""
+    names = [*letters_of(sae)] + ["k"] * _ranks(sae.encoder)
+    for name in names:
+        if name not in sae.params:
+            bad(path, name, "an array of this name", "none")
+    for name, array in sae.params.items():
+        if name not in names:
+            bad(path, name, "only the arrays " + ", ".join(names), "this one too")
+        if name == "k" and array.shape != ():
+            bad(path, name, "one number", f"shape {list(array.shape)}")
+        if name != "k" and array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+            bad(path, name, "a floating dtype", array.dtype.name)
+
+
+def _ranks(member: Any) -> bool:
+    """Whether a slot member holds a ranking, which reads k."""
+    if isinstance(member, Rank):
+        return True
+    inner = dataclasses.fields(member) if dataclasses.is_dataclass(member) else ()
+    return any(_ranks(getattr(member, f.name)) for f in inner)
 
 
 def save(sae: SAE, path: Path, notes: Notes) -> None:

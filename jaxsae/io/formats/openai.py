@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsae.io.formats._arrays import Arrays
+from jaxsae.io.formats._arrays import FLOATS, Arrays
 from jaxsae.io.formats._base import Config, Notes, bad, refuse
 from jaxsae.io.formats._build import affine, assemble, provenance
 from jaxsae.io.formats._listing import Listing
@@ -26,7 +26,8 @@ MARKS = {"pre_bias", "latent_bias", "encoder.weight", "activation"}
 
 
 def _file(listing: Listing) -> str | None:
-    found = [n for n in listing.matching(r"[^/]+\.pt") if listing.keys(n) >= MARKS]
+    names = listing.matching(r"[^/]+\.pt")
+    found = [n for n in names if "activation" in listing.keys(n) and len(listing.keys(n) & MARKS) >= 3]
     return found[0] if len(found) == 1 else USUAL if USUAL in found else None
 
 
@@ -45,7 +46,9 @@ def load(listing: Listing, options: dict[str, Any]) -> SAE:
     kind, k, postact = _activation(arrays, f)
     tied = "decoder.linear.weight" in arrays
     decoder = "decoder.linear.weight" if tied else "decoder.weight"
-    arrays.only(("pre_bias", "latent_bias", "encoder.weight", decoder), BUFFERS)
+    arrays.only(("pre_bias", "latent_bias", "encoder.weight", decoder, *BUFFERS))
+    for buffer, kinds in zip(BUFFERS, (("int64",), FLOATS, FLOATS), strict=True):
+        arrays.take(buffer, (f,), kinds)  # statistics of training: held against their shape, not used
     W_enc = arrays.take("encoder.weight", (f, d))
     if tied:
         stored = arrays.take(decoder, (f, d))

@@ -27,7 +27,7 @@ EPS, BN_EPS = 1e-8, 1e-5
 
 
 def _file(listing: Listing) -> str | None:
-    found = [n for n in listing.matching(r"[^/]+\.pt") if MULTIPLIER in listing.keys(n)]
+    found = [n for n in listing.matching(r"[^/]+\.pt") if any(k.startswith("dictionary.") for k in listing.keys(n))]
     return found[0] if len(found) == 1 else "state_dict.pt" if "state_dict.pt" in found else None
 
 
@@ -104,7 +104,7 @@ def _dictionary(arrays: Arrays, config: Config) -> tuple[np.ndarray, list[str]]:
 def _encoder(arrays: Arrays, atoms: np.ndarray, f: int, d: int) -> tuple[Any, dict[str, np.ndarray], list[str]]:
     """(encoder, its arrays, keys used)."""
     tied = [n for n in arrays if n.startswith("encoder.tied_to.")]
-    linear = "encoder.final_block.0" if "encoder.final_block.0.weight" in arrays else "encoder"
+    linear = "encoder.final_block.0" if any(n.startswith("encoder.final_block") for n in arrays) else "encoder"
     names = [f"{linear}.weight"] * (not tied) + [f"{linear}.bias"] * (f"{linear}.bias" in arrays)
     W = transposed(atoms) if tied else transposed(arrays.take(f"{linear}.weight", (f, d)))
     b = arrays.take(f"{linear}.bias", (f,)) if f"{linear}.bias" in arrays else np.zeros(f, np.float32)

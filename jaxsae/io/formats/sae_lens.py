@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxsae.io.formats import _sae_lens_read, _sae_lens_write
-from jaxsae.io.formats._base import Notes
+from jaxsae.io.formats._base import Config, Notes
 from jaxsae.io.formats._listing import Listing
 from jaxsae.io.formats._sae_lens_old import modernised
 from jaxsae.sae import SAE
 
 NAME = "sae_lens"
 TITLE = "SAELens folder (v6; reads v5 and older)"
-OPTIONS = ("selection",)
+OPTIONS = ("selection", "norm_scaling_factor", "overrides")
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 
@@ -26,9 +26,14 @@ def load(listing: Listing, options: dict[str, Any]) -> SAE:
     Args:
         listing: the folder.
         options: `selection`, "batch" (what the peer's training class computes) or "threshold" (what it exports), for
-            training checkpoints of the batch top-k family.
+            training checkpoints of the batch top-k family; `norm_scaling_factor`, for a folder whose author left the
+            factor of expected_average_only_in out of the weights; `overrides`, configuration values that replace
+            those of the file.
     """
-    config = modernised(listing.config(CONFIG), listing.arrays(WEIGHTS))
+    config = listing.config(CONFIG)
+    if "overrides" in options:
+        config = Config(config.file, {**config, **options["overrides"]})
+    config = modernised(config, listing.arrays(WEIGHTS))
     return _sae_lens_read.build(listing, config, listing.arrays(WEIGHTS), options)
 
 

@@ -12,7 +12,7 @@ from jaxsae.io.formats._parts import Parts, parts
 from jaxsae.io.formats._safetensors import chunks
 from jaxsae.io.formats._weights import transposed
 from jaxsae.io.formats._write import as_json, write_files
-from jaxsae.sae import SAE, GroupMax, Rank
+from jaxsae.sae import SAE, GroupMax, Rank, Relu
 
 NAME = "sparsify"
 TITLE = "EleutherAI sparsify folder"
@@ -28,7 +28,8 @@ def recognises(listing: Listing) -> bool:
 def load(listing: Listing, options: dict[str, Any]) -> SAE:
     """Reads a top-k or group-max coder, transcoder or skip transcoder.
 
-    The atoms are taken as they are: `normalize_decoder` is a rule of training, and `multi_topk` a loss.
+    A top-k of all latents is a ReLU.  The atoms are taken as they are: `normalize_decoder` is a rule of training, and
+    `multi_topk` a loss.
     """
     config, arrays = listing.config(CONFIG), listing.arrays(WEIGHTS)
     d = config.integer("d_in")
@@ -51,9 +52,10 @@ def load(listing: Listing, options: dict[str, Any]) -> SAE:
         config.fail("k", f"a divisor of the {f} latents, as groupmax needs", k)
     transcode = config.flag("transcode", False)
     meta = provenance(NAME, "transcoder" if transcode else kind, config=config)
-    selector: Any = Rank(k) if kind == "topk" else GroupMax(k)
+    selector: Any = GroupMax(k) if kind == "groupmax" else Relu() if k == f else Rank(k)
     encoder = affine(found, not transcode)
-    return assemble(listing, found, encoder=encoder, selector=selector, k=k if kind == "topk" else None, meta=meta)
+    ranked = k if isinstance(selector, Rank) else None
+    return assemble(listing, found, encoder=encoder, selector=selector, k=ranked, meta=meta)
 
 
 def save(sae: SAE, path: Path, notes: Notes) -> None:

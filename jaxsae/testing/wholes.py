@@ -1,0 +1,129 @@
+"""Whole recipes for slot members that only make sense together: sites, sequences, gates, pursuit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.config import register
+from jaxsae.objective import Constant, Mean, Mse
+from jaxsae.recipes import Recipe
+from jaxsae.sae import (
+    Affine,
+    Bias,
+    Blocks,
+    BySite,
+    Ctx,
+    Fired,
+    Free,
+    Gated,
+    GroupMax,
+    Lorsa,
+    OrthogonalPursuit,
+    Out,
+    PerSite,
+    PerSiteSkip,
+    PreSelect,
+    Pursuit,
+    Quantised,
+    Rank,
+    Relu,
+    SharedSites,
+    Stacked,
+    TanhRelu,
+    Temporal,
+    TemporalReadout,
+    Transforms,
+    Triangular,
+)
+
+SITES, POSITIONS, HEADS = 2, 4, 2
+
+
+@register("whole.gate_l1")
+@dataclass(frozen=True)
+class GateL1:
+    """Sum over S of relu(score): the pressure that teaches a gate, without which it gets no gradient."""
+
+    coefficient: str = ""
+    schedule: Any = Constant()
+    reducer: Any = Mean()
+    name = "gate_l1"
+    needs = ("pre",)
+    k_aux = 0
+
+    def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
+        return 0.01 * jnp.sum(jax.nn.relu(out.sel.pre.score), axis=1)  # type: ignore[union-attr]
+
+
+def _plain(base: Recipe, encoder: Any, **slots: Any) -> Recipe:
+    """The base recipe without its selection among dead latents and its threshold average."""
+    return replace(base, encoder=encoder, terms=(Mse(coefficient=""),), trackers=(Fired(),), **slots)
+
+
+def _atoms(base: Recipe) -> Free:
+    return Free(base.d_sae, base.d_in)
+
+
+def _temporal(base: Recipe) -> Recipe:
+    encoder = Temporal(base.d_in, base.d_sae, HEADS, width=8, positions=POSITIONS)
+    return _plain(base, PreSelect(encoder, Rank(4)), dictionary=_atoms(base), readout=TemporalReadout(encoder))
+
+
+def _lorsa(base: Recipe) -> Recipe:
+    encoder = Lorsa(base.d_in, base.d_sae, HEADS, 4, rotary_dim=2, context=POSITIONS, positions=POSITIONS)
+    return _plain(base, PreSelect(encoder, Rank(4)), dictionary=_atoms(base))
+
+
+def _clt(base: Recipe, readout: Any = None) -> Recipe:
+    encoder = PreSelect(PerSite(base.d_in, base.d_sae, SITES), BySite(Rank(4), SITES))
+    return _plain(
+        base,
+        encoder,
+        dictionary=Triangular(base.d_sae, base.d_in, SITES),
+        readout=readout or Bias(base.d_in),
+    )
+
+
+def _crosscoder(base: Recipe) -> Recipe:
+    encoder = PreSelect(SharedSites(base.d_in, base.d_sae, SITES), BySite(Rank(4), SITES, by_norm=True))
+    return _plain(base, encoder, dictionary=Blocks(base.d_sae, base.d_in, SITES))
+
+
+def _gated(base: Recipe) -> Recipe:
+    recipe = _plain(base, PreSelect(Gated(base.d_in, base.d_sae), Relu()))
+    return replace(recipe, terms=(Mse(coefficient=""), GateL1()))
+
+
+def _transforms(base: Recipe) -> Recipe:
+    dictionary = Transforms(base.d_in, base.d_in, ((1, base.d_sae - 8), (2, 8)))
+    encoder = PreSelect(Affine(base.d_in, base.d_sae, "none", "random"), Rank(4, by_norm=True))
+    return _plain(base, encoder, dictionary=dictionary)
+
+
+def _selector(selector: Any) -> Callable[[Recipe], Recipe]:
+    return lambda base: _plain(base, PreSelect(Affine(base.d_in, base.d_sae), selector))
+
+
+#: Recipes by the tag of the member they show.
+WHOLES: dict[str, Callable[[Recipe], Recipe]] = {
+    "encoder.gated": _gated,
+    "encoder.temporal": _temporal,
+    "readout.temporal": _temporal,
+    "encoder.lorsa": _lorsa,
+    "encoder.per_site": _clt,
+    "selector.by_site": _clt,
+    "dictionary.triangular": _clt,
+    "readout.per_site_skip": lambda base: _clt(base, PerSiteSkip(base.d_in, base.d_in, SITES)),
+    "encoder.shared_sites": _crosscoder,
+    "dictionary.per_site": _crosscoder,
+    "dictionary.stacked": lambda base: replace(base, dictionary=Stacked(base.d_sae, base.d_in, SITES)),
+    "dictionary.transforms": _transforms,
+    "encode.pursuit": lambda base: _plain(base, Pursuit(base.d_in, base.d_sae, 3, stop_on_repeat=True)),
+    "encode.orthogonal_pursuit": lambda base: _plain(base, OrthogonalPursuit(base.d_in, base.d_sae, 3)),
+    "selector.group_max": _selector(GroupMax(4)),
+    "selector.quantised": _selector(Quantised(4)),
+    "selector.tanh_relu": _selector(TanhRelu()),
+}

@@ -1,0 +1,179 @@
+"""launch/gke.sh against a pretended kubectl: the manifest, the calls, what a signal does."""
+
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+JOB = ("--name=sae-1", "--accelerator=v5e", "--topology=4x4", "--poll=0.05")
+TRAIN = ("--", "jaxsae", "train", "--output", "gs://bucket/run")
+DELETE = "kubectl delete jobset/sae-1 configmap/sae-1 --ignore-not-found --namespace=default"
+
+# Fields of the JobSet reference (jobset.x-k8s.io/v1alpha2) and of Kubernetes' Job and Pod that the manifest may use.
+FIELDS = {
+    "JobSet": "apiVersion kind metadata spec",
+    "spec": "replicatedJobs network successPolicy failurePolicy startupPolicy suspend coordinator managedBy "
+    "ttlSecondsAfterFinished",
+    "failurePolicy": "maxRestarts restartStrategy rules",
+    "failure rule": "name action onJobFailureReasons targetReplicatedJobs",
+    "replicated job": "name groupName template replicas dependsOn",
+    "job": "parallelism completions backoffLimit podFailurePolicy template",
+    "pod": "restartPolicy terminationGracePeriodSeconds serviceAccountName nodeSelector containers volumes",
+    "container": "name image workingDir command resources volumeMounts",
+}
+
+
+def manifest(cloud, *args: str) -> list[dict]:
+    done = cloud.run("gke.sh", "render", *args)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def pod_of(jobset: dict) -> dict:
+    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def test_the_manifest_has_only_fields_that_exist_and_one_pod_for_each_host(cloud):
+    (jobset,) = manifest(cloud, *JOB, "--spot", "--service-account=sa", *TRAIN)
+    job, pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"], pod_of(jobset)
+    found = {
+        "JobSet": jobset,
+        "spec": jobset["spec"],
+        "failurePolicy": jobset["spec"]["failurePolicy"],
+        "failure rule": jobset["spec"]["failurePolicy"]["rules"][0],
+        "replicated job": jobset["spec"]["replicatedJobs"][0],
+        "job": job,
+        "pod": pod,
+        "container": pod["containers"][0],
+    }
+    assert {k: sorted(set(v) - set(FIELDS[k].split())) for k, v in found.items()} == {k: [] for k in found}
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert job["parallelism"] == job["completions"] == 4
+    assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    assert pod["serviceAccountName"] == "sa"
+    assert "TPU_" not in yaml.safe_dump(jobset)
+    (plain,) = manifest(cloud, *JOB, *TRAIN)
+    assert "serviceAccountName" not in pod_of(plain)
+    assert "cloud.google.com/gke-spot" not in pod_of(plain)["nodeSelector"]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "more", "hosts", "chips"),
+    [("v6e", "2x4", ["--chips-per-host=8"], 1, 8), ("v5p", "2x2x4", [], 4, 4), ("v5e", "1x1", [], 1, 1)],
+)
+def test_hosts_follow_from_the_topology(cloud, accelerator, topology, more, hosts, chips):
+    shape = (f"--accelerator={accelerator}", f"--topology={topology}", *more)
+    (jobset,) = manifest(cloud, "--name=x", *shape, *TRAIN)
+    assert jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] == hosts
+    assert pod_of(jobset)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
+
+
+def test_words_and_files_reach_the_program_unchanged(cloud):
+    words = ["two  spaces", "it's", '"quoted"', "$HOME", "$(date)", "`date`", "a\nb", "", "a\\b", "tab\t", "@NAME@"]
+    text = 'a: "b"\n# $(HOME) c\\d\n\ttab: ü\n'
+    (cloud.cwd / "my train.yaml").write_text(text)
+    files, jobset = manifest(cloud, *JOB, "--package=none", "--copy=my train.yaml", *TRAIN, *words)
+    assert files["data"] == {"my train.yaml": text}
+    command = pod_of(jobset)["containers"][0]["command"]
+    # Kubernetes puts $ for $$ and leaves the rest, as there is no $( left
+    assert not any("$(" in word.replace("$$", "") for word in command)
+    (cloud.bin / "jaxsae").symlink_to(Path(__file__).parent / "fake_jaxsae.sh")
+    container = [word.replace("$$", "$") for word in command]
+    assert subprocess.run(container, env={**cloud.env, "WORKER": "w0"}, cwd=cloud.cwd).returncode == 0
+    assert cloud.args("w0") == [*TRAIN[2:], *words]
+
+
+def test_a_run_applies_follows_and_says_what_is_left(cloud):
+    cloud.plan(conditions=["", "", "Completed"])
+    done = cloud.run("gke.sh", "run", *JOB, "--context=c", *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert [call[1] for call in cloud.calls("kubectl")] == ["apply", *["logs", "get"] * 3]
+    assert all({"--context=c", "--namespace=default"} <= set(call) for call in cloud.calls("kubectl"))
+    assert (cloud.folder / "applied.yaml").read_text() == cloud.run("gke.sh", "render", *JOB, *TRAIN).stdout
+    assert "16 chip-hours" in done.stderr
+    assert done.stderr.rstrip().endswith(DELETE + " --context=c")
+
+
+def test_a_dry_run_prints_the_calls(cloud):
+    cloud.plan(conditions=["Completed"])
+    args = (*JOB, "--delete-at-end", *TRAIN)
+    dry = cloud.run("gke.sh", "run", "--dry-run", *args)
+    assert dry.returncode == 0
+    assert not cloud.calls("kubectl")
+    cloud.run("gke.sh", "run", *args)
+
+    def plain(words):
+        return ["--filename=F" if word.startswith("--filename=") else word for word in words]
+
+    assert [plain(shlex.split(line)) for line in dry.stdout.splitlines()] == [plain(c) for c in cloud.calls("kubectl")]
+
+
+def test_a_failed_job_ends_with_its_last_words(cloud):
+    cloud.plan(conditions=["Failed"])
+    done = cloud.run("gke.sh", "run", *JOB, *TRAIN)
+    assert done.returncode == 1
+    assert "job sae-1 failed" in done.stderr
+    assert "log of jobset" in done.stderr
+
+
+def test_a_cluster_that_refuses_leaves_nothing(cloud):
+    cloud.plan(errors={"apply": 'no matches for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"'})
+    done = cloud.run("gke.sh", "run", *JOB, *TRAIN)
+    assert done.returncode == 1
+    assert "install JobSet" in done.stderr
+    assert DELETE not in done.stderr
+
+
+def test_a_signal_suspends_the_job_so_that_it_saves(cloud):
+    cloud.plan(conditions=[""], log_seconds=20)
+    launcher = cloud.start("gke.sh", "run", *JOB, *TRAIN)
+    for _ in range(200):
+        if any(call[1] == "logs" for call in cloud.calls("kubectl")):
+            break
+        time.sleep(0.05)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGTERM)
+    _, errors = launcher.communicate(timeout=15)
+    assert launcher.returncode == 143
+    patch, wait = cloud.calls("kubectl")[-2:]
+    assert '--patch={"spec":{"suspend":true}}' in patch
+    assert "--for=delete" in wait
+    assert errors.rstrip().endswith(DELETE)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("run", "--accelerator=v5e", "--topology=4x4", *TRAIN), "no name given"),
+        (("run", "--name=x", "--topology=4x4", *TRAIN), "no accelerator given"),
+        (("run", *JOB, "--accelerator=v9", *TRAIN), "unknown accelerator 'v9'; possible: v4, v5e"),
+        (("run", *JOB, "--topology=2x2x2", *TRAIN), "must have 2 sides for v5e, such as 4x4, found '2x2x2'"),
+        (("run", *JOB, "--chips-per-host=3", *TRAIN), "a 4x4 slice has 16 chips, which 3 chips per host do not divide"),
+        (("run", *JOB, "--copy=none.yaml", *TRAIN), "there is no file none.yaml"),
+        (("run", *JOB, "--", "jaxsae", "train"), "results would be lost with the pods"),
+        (("run", *JOB, "--zone=x", *TRAIN), "unknown option '--zone'"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence_and_touches_nothing(cloud, args, sentence):
+    done = cloud.run("gke.sh", *args)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not cloud.calls("kubectl")
+
+
+def test_without_a_cluster_nothing_is_asked_for(cloud):
+    cloud.plan(errors={"config current-context": "error: current-context is not set"})
+    done = cloud.run("gke.sh", "run", *JOB, *TRAIN)
+    assert done.returncode == 1
+    assert "kubectl has no current context; run" in done.stderr
+    assert len(cloud.calls("kubectl")) == 1

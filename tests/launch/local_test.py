@@ -1,0 +1,91 @@
+"""launch/local.sh: the same care on one machine."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def program(cloud):
+    """The pretended jaxsae, installed."""
+    (cloud.bin / "jaxsae").symlink_to(Path(__file__).parent / "fake_jaxsae.sh")
+    cloud.env["WORKER"] = "w0"
+    return cloud
+
+
+def test_a_run_shows_the_log_and_ends_with_the_programs_status(program):
+    program.plan(program={"w0": ["0", "1"]})
+    good = program.run("local.sh", "run", "--", "jaxsae", "train", "two  words")
+    assert good.returncode == 0
+    assert "step 1 on w0" in good.stdout
+    assert program.args("w0") == ["train", "two  words"]
+    assert (program.folder / "cwd-w0").read_text().strip() == str(program.cwd)
+    bad = program.run("local.sh", "run", "--", "jaxsae", "train")
+    assert bad.returncode == 1
+    assert "status 1 on worker w0" in bad.stderr
+    assert "ended 1 at" in program.run("local.sh", "status").stdout
+
+
+def test_a_crash_is_followed_by_a_restart_and_a_dry_run_by_nothing(program):
+    program.plan(program={"w0": ["137", "0"]})
+    dry = program.run("local.sh", "run", "--dry-run", "--", "jaxsae", "a b")
+    assert "start jaxsae 'a b'" in dry.stdout
+    assert program.starts("w0") == 0
+    done = program.run("local.sh", "run", "--poll=0.05", "--", "jaxsae")
+    assert done.returncode == 0
+    assert program.starts("w0") == 2
+
+
+def test_a_signal_lets_the_program_save(program):
+    program.plan(program={"w0": ["wait"]})
+    launcher = program.start("local.sh", "run", "--", "jaxsae")
+    for _ in range(200):
+        if program.starts("w0"):
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=20)
+    assert launcher.returncode == 143
+    assert (program.folder / "saved-w0").read_text() == "saved\n"
+
+
+def test_a_program_that_does_not_end_is_killed_after_the_grace(program):
+    program.plan()
+    slow = ("--", "bash", "-c", "trap '' TERM; echo deaf; sleep 60; sleep 60")
+    assert program.run("local.sh", "run", "--detach", *slow).returncode == 0
+    time.sleep(0.3)
+    stopped = program.run("local.sh", "stop", "--grace=0")
+    assert "killed; what it last saved is kept" in stopped.stdout
+    assert "ended 137" in stopped.stdout
+
+
+def test_an_environment_of_its_own(cloud):
+    own = ("--package=jaxsae==0.1.0", "--root=env here")
+    done = cloud.run("local.sh", "run", *own, "--", "jaxsae", "doctor", WORKER="w0")
+    assert done.returncode == 0, done.stderr
+    assert cloud.args("w0") == ["doctor"]
+    assert cloud.calls("uv")[-1][-1] == "jaxsae==0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("run",), "no command to run"),
+        (("run", "--spot", "--", "jaxsae"), "unknown option '--spot'"),
+        (("go",), "unknown verb 'go'; possible: run"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(cloud, args, sentence):
+    done = cloud.run("local.sh", *args)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_program_is_one_sentence(cloud):
+    done = cloud.run("local.sh", "run", "--", "jaxsae")
+    assert done.returncode == 1
+    assert "'jaxsae' is not on the PATH; install jaxsae first" in done.stderr
