@@ -25,7 +25,19 @@ _HOME = {
     "TrainConfig": "jaxsae.train",
     "fit": "jaxsae.train",
 }
-_FOLDERS = ("config", "data", "errors", "evals", "hosts", "io", "kernels", "objective", "optim", "parallel", "recipes")
+_FOLDERS: tuple[str, ...] = (
+    "config",
+    "data",
+    "errors",
+    "evals",
+    "hosts",
+    "io",
+    "kernels",
+    "objective",
+    "optim",
+    "parallel",
+    "recipes",
+)
 _FOLDERS += ("report", "sae", "train", "torch", "flax")
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A jaxsae command on a TPU slice of a GKE cluster, as a JobSet.  See README.md beside this file.
+# shellcheck source-path=SCRIPTDIR
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh
 source "$HERE/lib.sh"
@@ -71,7 +72,7 @@ check_slice() {
     tpu7x) label=tpu7x dimensions=3 ;;
     *) fail 2 "unknown accelerator '$OPT_ACCELERATOR'; possible: v4, v5e, v5p, v6e, tpu7x" ;;
   esac
-  if ! [[ $OPT_TOPOLOGY =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || [ "$(tr -dc x <<<"$OPT_TOPOLOGY" | wc -c)" != $((dimensions - 1)) ]; then
+  if ! [[ $OPT_TOPOLOGY =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || [ "$(tr -dc x <<<"$OPT_TOPOLOGY" | wc -c)" -ne $((dimensions - 1)) ]; then
     fail 2 "option '--topology' must have $dimensions sides for $OPT_ACCELERATOR, such as $([ "$dimensions" = 2 ] && echo 4x4 || echo 2x2x4), found '$OPT_TOPOLOGY'"
   fi
   for side in ${OPT_TOPOLOGY//x/ }; do chips=$((chips * side)); done
@@ -102,7 +103,7 @@ container_command() {
   printf '%s]' "$line"
 }
 manifest() {
-  local line word file name size=0 mounts='{name: work, mountPath: /work}' volumes='{name: work, emptyDir: {}}'
+  local line word file name mounts='{name: work, mountPath: /jaxsae}' volumes='{name: work, emptyDir: {}}'
   if [ "${#OPT_COPY[@]}" -gt 0 ]; then
     printf 'apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: %s\ndata:\n' "$OPT_NAME"
     for file in "${OPT_COPY[@]}"; do

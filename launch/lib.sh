@@ -9,7 +9,7 @@ COMMAND=()
 OPTION_NAMES=() OPTION_KINDS=() OPTION_VARS=() OPTION_HELP=()
 exec 3>&1 4>&2 # where a dry run and a signal's handler print, whatever is redirected at the moment
 
-say() { printf '%s: %s\n' "$PROGRAM" "$*" >&2; }
+say() { printf '%s: %s\n' "$PROGRAM${DRY_RUN:+ (dry run)}" "$*" >&2; }
 
 # fail STATUS SENTENCE: 1 for a run that cannot go on, 2 for a wrong call, as in jaxsae's own commands.
 fail() {
@@ -34,6 +34,10 @@ quoted() {
 need() { # need TOOL HINT: the tool must be on the PATH
   [ -n "$DRY_RUN" ] || command -v "$1" >/dev/null || fail 1 "'$1' is not on the PATH; $2"
 }
+
+if [ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -lt 44 ]; then
+  fail 1 "these scripts need bash 4.4 or newer, this is $BASH_VERSION; on a Mac: brew install bash"
+fi
 
 # ---- options -------------------------------------------------------------------------------------------------
 # value NAME VAR HELP: --NAME X goes to $OPT_VAR; list: may be repeated; switch: takes no value, becomes 1.
@@ -196,10 +200,12 @@ on_signals() {
   # shellcheck disable=SC2064
   trap "_signalled HUP 129 $1" HUP
 }
-end_tree() { # a tool's own children first: gcloud's ssh would go on without it
+end_tree() { # with a tool's own children, held meanwhile so that it starts no more: gcloud's ssh would go on without it
   local below
+  kill -STOP "$1" 2>/dev/null
   for below in $(pgrep -P "$1"); do end_tree "$below"; done
   kill -TERM "$1" 2>/dev/null
+  kill -CONT "$1" 2>/dev/null
 }
 _signalled() {
   trap - INT TERM HUP

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A jaxsae command on this machine, with the same care as on a slice: its own environment, a log that outlives the
 # terminal, a restart after a crash, a save on Ctrl-C or SIGTERM.  See README.md beside this file.
+# shellcheck source-path=SCRIPTDIR
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh
 source "$HERE/lib.sh"

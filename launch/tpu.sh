@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A jaxsae command on a Cloud TPU slice, from the request for it to its deletion.  See README.md beside this file.
+# shellcheck source-path=SCRIPTDIR
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh
 source "$HERE/lib.sh"

@@ -36,6 +36,7 @@ WRONG = {
     "train": (["--cache", "nowhere", "recipe:topk", "--recipe.d-sae", "64"], "nowhere"),
     "eval": (["nowhere"], "there is no run and no dictionary at"),
     "report": (["nowhere"], "there is no run and no dictionary at"),
+    "convert": (["nowhere", "there", "--to", "sae_lens"], "nowhere"),
     "doctor": (["--config", "nowhere.yaml"], "'nowhere.yaml' cannot be read"),
     "bench stream": (["--config", "nowhere.yaml"], "'nowhere.yaml' cannot be read"),
 }

@@ -16,6 +16,10 @@ COMMANDS = {
     "train": ("jaxsae.cli.train:Train", "train a dictionary on a cache"),
     "eval": ("jaxsae.cli.eval:Eval", "reconstruction metrics and loss recovered of a dictionary"),
     "report": ("jaxsae.cli.report:Report", "one HTML page to look at a run or a dictionary"),
+    "convert": (
+        "jaxsae.cli.convert:Convert",
+        "read other libraries' dictionaries, write them, and check what was written",
+    ),
     "bench stream": ("jaxsae.cli.bench_stream:BenchStream", "how fast batches come out of a cache"),
     "doctor": ("jaxsae.cli.doctor:Doctor", "devices, versions, caches, and what is missing for which feature"),
 }

@@ -13,8 +13,8 @@ from jaxsae.recipes import topk
 from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig
 
 #: Keys of the evaluation that report.json carries, in its order.
-NUMBERS: tuple[str, ...] = ("clean_ce", "sae_ce", "mean_ce", "zero_ce", "loss_recovered_mean", "loss_recovered_zero", "kl", "fvu")
-NUMBERS += ("explained_variance", "l0", "dead_share", "d_in", "d_sae", "k")
+NUMBERS: tuple[str, ...] = ("clean_ce", "sae_ce", "mean_ce", "zero_ce", "loss_recovered_mean", "loss_recovered_zero")
+NUMBERS += ("kl", "fvu", "explained_variance", "l0", "dead_share", "d_in", "d_sae", "k")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxsae.data.cache import Cache, open_cache
 from jaxsae.errors import CheckpointError, ConfigError
 from jaxsae.evals.evaluate import check_host, site_of
 from jaxsae.hosts import Host
-from jaxsae.io import load
+from jaxsae.io import hub, load
 from jaxsae.io.digest import digests
 from jaxsae.sae import SAE
 from jaxsae.train.logs import Record, read_records
@@ -63,7 +63,7 @@ def open_subject(
     """A run directory, or any dictionary on disk, with its surroundings.
 
     Args:
-        path: a run directory, or a file or folder that `jaxsae.load` reads.
+        path: a run directory, a file or folder that `jaxsae.load` reads, or hf://owner/repo/path.
         cache: None takes the one a run was trained on.
         host: "auto" loads the host that the cache names; None does without; else a host, or what `hosts.load` takes.
         site: None takes the dictionary's own.
@@ -74,7 +74,7 @@ def open_subject(
         ConfigError: a dictionary without a run, and no cache given.
         FormatError, DataError, HostError: what is there cannot be read, or does not belong together.
     """
-    run = RunDir(path)
+    run = RunDir(hub.fetch(os.fspath(path)) if hub.is_address(path) else path)
     if not run.path.exists():
         raise CheckpointError(f"there is no run and no dictionary at {str(run.path)!r}; check the path")
     is_run = run.config.exists()

@@ -23,6 +23,11 @@ class RunDir:
     """
 
     def __init__(self, path: str | os.PathLike):
+        if "://" in os.fspath(path):
+            raise ConfigError(
+                f"a run directory has to be a local folder (a mounted bucket will do), found {os.fspath(path)!r}; "
+                "only caches and dictionaries may lie behind a URL"
+            )
         self.path = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
 
     def __fspath__(self) -> str:

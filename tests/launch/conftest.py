@@ -23,7 +23,7 @@ class Cloud:
         self.bin = folder / "bin"
         self.bin.mkdir()
         for name in REAL.split():
-            (self.bin / name).symlink_to(shutil.which(name))
+            (self.bin / name).symlink_to(str(shutil.which(name)))
         fake = f"#!{sys.executable} -SE\nimport sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         for name in FAKES:
             (self.bin / name).write_text(fake + "import fake_tool\nfake_tool.main()\n")

@@ -14,7 +14,7 @@ case ${end:-0} in
     trap 'echo saved >"$FAKE_CLOUD/saved-$WORKER"; echo saved; exit 143' TERM
     while :; do sleep 0.05; done
     ;;
-  vanish) kill -KILL "$PPID" "$$" ;; # as in a reboot: nobody is left to say how it ended
+  vanish) sleep 0.3 && kill -KILL "$PPID" "$$" ;; # as in a reboot: nobody is left to say how it ended
   late-*) sleep 0.5 && exit "${end#late-}" ;;
   *) exit "${end:-0}" ;;
 esac

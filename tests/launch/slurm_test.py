@@ -16,7 +16,8 @@ def test_the_job_gets_one_process_for_each_gpu_and_the_words_unchanged(cloud):
     words = ["jaxsae", "train", "two  spaces", "it's", "$HOME", ""]
     options = ("--nodes=2", "--gpus-per-node=8", "--time=08:00:00", "--partition=p", "--sbatch-flag=--qos=long")
     done = cloud.run("slurm.sh", "submit", *options, "--", *words)
-    assert done.returncode == 0 and done.stdout == "4711\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "4711\n"
     assert "log: jaxsae-4711.log" in done.stderr
     assert "stop --job 4711" in done.stderr
     (call,) = cloud.calls("sbatch")

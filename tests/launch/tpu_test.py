@@ -184,7 +184,7 @@ def test_files_wheel_and_exact_versions_go_to_every_worker(cloud):
     (cloud.cwd / "train.yaml").write_text("cache: gs://bucket/acts\n")
     (cloud.cwd / "jaxsae-0.1.0-py3-none-any.whl").write_text("wheel")
     (cloud.cwd / "exact.txt").write_text("jax==0.10.2\n")
-    files = ("--copy", "train.yaml", "--package", "jaxsae-0.1.0-py3-none-any.whl[tpu]", "--constraints", "exact.txt")
+    files = ("--copy", "train.yaml", "--package", "jaxsae-0.1.0-py3-none-any.whl", "--constraints", "exact.txt")
     for _ in range(2):
         done = cloud.run("tpu.sh", "run", *SLICE, *files, "--", "jaxsae", "train", "--config", "train.yaml")
         assert done.returncode == 0, done.stderr
@@ -218,6 +218,16 @@ def test_a_signal_lets_the_program_save_on_every_worker(cloud, sent, status):
     for worker in ("w0", "w1"):
         assert (cloud.folder / f"saved-{worker}").read_text() == "saved\n"
     assert cloud.verbs()[-2:] == ["ssh stop", "queued-resources delete"]
+
+
+def test_a_lost_terminal_leaves_the_program_running(cloud):
+    cloud.plan(workers=1, program={"w0": ["wait"]})
+    launcher = cloud.start("tpu.sh", "run", *SLICE, *TRAIN)
+    wait_for(lambda: cloud.starts("w0") and "ssh follow" in cloud.verbs())
+    launcher.send_signal(signal.SIGHUP)
+    launcher.communicate(timeout=10)
+    assert launcher.returncode == 129
+    assert "worker w0: running" in cloud.run("tpu.sh", "status", *BASE).stdout
 
 
 def test_a_signal_while_it_waits_ends_at_once_and_names_the_request(cloud):

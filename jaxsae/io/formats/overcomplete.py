@@ -11,13 +11,16 @@ from jaxsae.io.formats._arrays import Arrays
 from jaxsae.io.formats._base import Config, bad
 from jaxsae.io.formats._build import assemble, provenance
 from jaxsae.io.formats._listing import Listing
+from jaxsae.io.formats._module import open_module
+from jaxsae.io.formats._pt import Name
 from jaxsae.io.formats._weights import inverse, product, row_norms, scale_rows, transposed
 from jaxsae.sae import SAE, Affine, LayerNormed, OrthogonalPursuit, Pursuit, Quantised, Rank, Relu, Threshold
 
 NAME = "overcomplete"
 TITLE = "overcomplete state dict"
 CONFIG = "overcomplete.json"
-OPTIONS = ("kind", "top_k", "normalization", "running_threshold", "hard", "max_iter")
+OPTIONS = ("kind", "top_k", "normalization", "running_threshold", "hard", "max_iter", "whole_module")
+MODULE = "model.pt"
 KINDS = ("SAE", "TopKSAE", "BatchTopKSAE", "JumpSAE", "QSAE", "MpSAE", "OMPSAE")
 NORMALISERS = ("l2", "max_l2", "l1", "max_l1", "identity")
 MULTIPLIER = "dictionary.multiplier"
@@ -43,12 +46,17 @@ def load(listing: Listing, options: dict[str, Any]) -> SAE:
         listing: the folder or file.
         options: what the state dict lacks; they win over `overcomplete.json`.  `kind`, one of the class names;
             `top_k` (k of the pursuits, too); `normalization` of the dictionary ("l2"); `running_threshold` of
-            BatchTopKSAE; `hard` of QSAE; `max_iter` of OMPSAE (10).
+            BatchTopKSAE; `hard` of QSAE; `max_iter` of OMPSAE (10).  `whole_module=True` consents to reading a pickled
+            module (`model.pt`, or the file named), which knows all of these itself; it is read as data, no code runs.
     """
-    arrays = listing.arrays(_file(listing) or "state_dict.pt")
-    stored = dict(listing.config(CONFIG)) if CONFIG in listing else {}
-    source = listing.root / CONFIG if CONFIG in listing else arrays.file
-    config = Config(source, {**stored, **options})
+    if options.get("whole_module"):
+        arrays, stored = _module(listing)
+        source: Any = arrays.file
+    else:
+        arrays = listing.arrays(_file(listing) or "state_dict.pt")
+        stored = dict(listing.config(CONFIG)) if CONFIG in listing else {}
+        source = listing.root / CONFIG if CONFIG in listing else arrays.file
+    config = Config(source, {**stored, **{k: v for k, v in options.items() if k != "whole_module"}})
     kind = _kind(arrays, config)
     for key in arrays.scalars:
         bad(arrays.file, key, "only arrays", arrays.scalars[key])
@@ -68,6 +76,26 @@ def load(listing: Listing, options: dict[str, Any]) -> SAE:
     arrays.only([*used, *own, *tell])
     selector, k, extra = _selector(arrays, config, kind, f)
     return assemble(listing, {**found, **parts, **extra}, encoder=encoder, selector=selector, k=k, meta=meta)
+
+
+def _module(listing: Listing) -> tuple[Arrays, dict[str, Any]]:
+    """(state dict, facts) of a pickled module."""
+    name = listing.focus or MODULE
+    if name not in listing:
+        bad(listing.root / name, None, "a pickled module", "nothing")
+    arrays, plain, module = open_module(listing.root / name)
+    state = module.state
+    facts: dict[str, Any] = {"kind": module.name.rpartition(".")[2].removeprefix("RA")}
+    for key, ours in (("top_k", "top_k"), ("k", "top_k"), ("hard", "hard"), ("max_iter", "max_iter")):
+        if key in state:
+            facts[ours] = state[key]
+    dictionary = state["_modules"].get("dictionary")
+    normaliser = getattr(dictionary, "state", {}).get("normalization")
+    if isinstance(normaliser, Name):
+        facts["normalization"] = normaliser.name.removeprefix("normalize_")
+    if "running_threshold" in plain:
+        facts["running_threshold"] = plain.scalar("running_threshold")
+    return arrays, facts
 
 
 def _kind(arrays: Arrays, config: Config) -> str:

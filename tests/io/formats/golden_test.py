@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxsae.errors import FormatError
 from jaxsae.io import load
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -135,3 +136,13 @@ def test_dataset_norms_stay_with_the_coder(name):
     np.testing.assert_allclose(inner, stored["x_normalized"], rtol=1e-6)
     y = np.asarray(sae(stored["x"])) * float(sae.params["c_out"])
     np.testing.assert_allclose(y, stored["recon_normalized"], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in FOLDERS if n.startswith("overcomplete")])
+def test_whole_modules_only_with_consent_and_only_as_data(name):
+    path, stored = GOLDEN / name / "model.pt", arrays(name)
+    with pytest.raises(FormatError, match=r"reference to overcomplete\..*, not looked up"):
+        load(path)
+    sae = load(path, format="overcomplete", whole_module=True)
+    agree(name, sae, stored["x"], stored["latents"], stored["recon"])
+    np.testing.assert_allclose(np.asarray(sae.W_dec), stored["dictionary"], atol=1e-6)
