@@ -9,8 +9,12 @@ from typing import Any
 
 from jaxsae.data import HarvestConfig, open_cache
 from jaxsae.errors import ConfigError
+from jaxsae.evals import FeaturesConfig
 from jaxsae.recipes import topk
+from jaxsae.report import Subject, open_subject
+from jaxsae.report.page import plain
 from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig
+from jaxsae.train.run_dir import write_atomic
 
 #: Keys of the evaluation that report.json carries, in its order.
 NUMBERS: tuple[str, ...] = ("clean_ce", "sae_ce", "mean_ce", "zero_ce", "loss_recovered_mean", "loss_recovered_zero")
@@ -55,7 +59,10 @@ class Quickstart:
         seconds.of("harvest", lambda: self._harvest(host))
         seconds.of("train", self._train)
         seconds.of("evaluate", lambda: self._evaluate(host))
-        return seconds.of("report", lambda: self._report(host, seconds))
+        report = seconds.of("report", lambda: self._report(host))
+        report = {**plain(report), "seconds": seconds.so_far()}
+        write_atomic(self.out / "report.json", json.dumps(report, indent=1) + "\n")
+        return report
 
     def _check(self) -> None:
         if self.tokens < 2048 or self.epochs <= 0:
@@ -109,12 +116,18 @@ class Quickstart:
     def _evaluate(self, host: Any) -> None:
         from jaxsae.cli import eval as evaluation
 
-        evaluation.run(self.out / "run", host=host)
+        if self._subject(host).evaluation is None:  # else it is of these very weights
+            evaluation.run(self.out / "run", cache=str(self.out / "acts"), host=host)
 
-    def _report(self, host: Any, seconds: "Stages") -> dict[str, Any]:
+    def _report(self, host: Any) -> dict[str, Any]:
         from jaxsae.cli import report
 
-        return report.run_quickstart(self.out, host, NUMBERS, seconds.so_far(), cards=self.cards)
+        subject, cards = self._subject(host), FeaturesConfig(latents=self.cards)
+        title = f"{subject.site} of {host.name}"
+        return report.run(subject, self.out / "report.html", title=title, config=cards, keys=NUMBERS)
+
+    def _subject(self, host: Any) -> Subject:
+        return open_subject(self.out / "run", cache=str(self.out / "acts"), host=host)
 
 
 class Stages:

@@ -1,7 +1,6 @@
 """`jaxsae report`: one page to look at a dictionary."""
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,32 +68,6 @@ def run(subject: Any, output: str | os.PathLike, compare: Any = None, **settings
         report = build_report(subject, output, compare, progress=progress, **settings)
     print_numbers(report["name"], report, f"{os.fspath(output)} ({report['latents_shown']:,} latents)")
     return report
-
-
-def run_quickstart(
-    out: Path, host: Any, numbers: Sequence[str], seconds: Mapping[str, float], cards: int
-) -> dict[str, Any]:
-    """The report of a quickstart folder: its `run` and `acts`, written to report.html and report.json in `out`.
-
-    Args:
-        out: the quickstart's folder.
-        host: the model, loaded.
-        numbers: keys that the JSON file has to have; null where something was not measured.
-        seconds: time by stage, so far.
-        cards: latents shown.
-    """
-    from jaxsae.report import open_subject
-
-    subject = open_subject(out / "run", cache=str(out / "acts"), host=host)
-    title = f"{subject.site} of {host.name}"
-    return run(
-        subject,
-        out / "report.html",
-        title=title,
-        config=FeaturesConfig(latents=cards),
-        keys=numbers,
-        extra={"seconds": dict(seconds)},
-    )
 
 
 def _host(name: str) -> str | None:

@@ -3,7 +3,7 @@
 from jaxsae.sae.activations import GroupMax, Linear, Quantised, TanhRelu
 from jaxsae.sae.attention import Lorsa, Temporal, TemporalReadout
 from jaxsae.sae.codes import Codes, DenseCodes, SparseCodes
-from jaxsae.sae.dictionaries import Free, Unit
+from jaxsae.sae.dictionaries import Free, Unit, decode_rows
 from jaxsae.sae.encode import PreSelect
 from jaxsae.sae.encoders import Affine
 from jaxsae.sae.gates import Gated, Glu, LayerNormed
@@ -77,6 +77,7 @@ __all__ = [
     "Want",
     "Whiten",
     "check_shapes",
+    "decode_rows",
     "freeze",
     "make_sae",
     "threshold_value",

@@ -227,7 +227,8 @@ def freeze(
 ) -> SAE:
     """The inference object of a trained coder.
 
-    Atoms are materialised, a foldable norm is folded into the weights, and the selection takes its inference form.
+    Atoms are materialised, a foldable norm is folded into the weights, and the selection takes its inference form.  A
+    dictionary whose latents are `ordered` (several sites, linear transforms) keeps its structure and its norm.
 
     Args:
         params: all leaves of the trained coder.
@@ -245,7 +246,11 @@ def freeze(
     """
     form = encoder.forms[0] if form == "auto" else form
     inference, leaves = encoder.frozen(params, track, hyper, dictionary, form)
-    leaves = {**leaves, "W_dec": dictionary.atoms(params), **{n: params[n] for n in readout.axes}}
+    leaves = {**leaves, **{n: params[n] for n in readout.axes}}
+    if getattr(dictionary, "ordered", False):  # its structure is what it is: no matrix of atoms, nothing folded
+        kept = {n: params[n] for n in (*dictionary.axes, *norm.axes)}
+        return SAE({**leaves, **kept}, norm, inference, dictionary, readout, meta.with_extra(form=form))
+    leaves["W_dec"] = dictionary.atoms(params)
     if norm.foldable:
         leaves, norm = norm.fold(params, leaves), NoNorm()
     else:

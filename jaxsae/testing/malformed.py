@@ -6,9 +6,11 @@ for variant in variants("sae_lens", folder):      folder: a sound checkpoint, wh
 
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -300,7 +302,7 @@ class _Runs:
 
 
 #: The file that a malicious pickle would create.
-PROOF = "/tmp/jaxsae-malformed-proof"
+PROOF = os.path.join(tempfile.gettempdir(), "jaxsae-malformed-proof")
 
 
 def _pickle_faults(file: str) -> Iterator[Variant]:

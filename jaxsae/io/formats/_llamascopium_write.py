@@ -195,11 +195,12 @@ def _crosscoder(sae: SAE) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _clt(sae: SAE) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    sites, d = sae.rows.inputs
+    sites = sae.encoder.encoder.sites  # type: ignore[attr-defined]
+    d = sae.d_in // sites
     selector, k = sae.encoder.selector, sae.k  # type: ignore[attr-defined]
     _plain_scale(sae)
     plain = isinstance(sae.dictionary, Triangular) and isinstance(sae.readout, Bias)
-    if not plain or sae.rows.outputs != (sites, d):
+    if not plain or sae.d_out != sae.d_in:
         refuse(FORMAT, "a cross-layer transcoder with a skip path or other output widths", ("gemma_scope_2",))
     a = {n: np.asarray(v) for n, v in sae.params.items()}
     f = sae.d_sae // sites

@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxsae.io.formats._arrays import Arrays, Entry
 from jaxsae.io.formats._base import bad
-from jaxsae.io.formats._pt import STORAGES, Machine, Name, Tensor, entry, load_pt
+from jaxsae.io.formats._pickle import STORAGES, Machine, Name, Tensor
+from jaxsae.io.formats._pt import entry, load_pt
 
 MAX_MODULES = 1000
 _KNOWN = {

@@ -23,6 +23,7 @@ from jaxsae.sae import (
     Affine,
     Bias,
     DatasetNorm,
+    Free,
     Gated,
     Glu,
     LinearSkip,
@@ -33,6 +34,7 @@ from jaxsae.sae import (
     RowShape,
     Standardise,
     Threshold,
+    Unit,
     Whiten,
 )
 
@@ -267,6 +269,8 @@ def parts(sae: SAE, format: str, notes: Notes, could: tuple[str, ...] = ()) -> P
     if sae.rows.inputs or hasattr(sae.dictionary, "decode_with") or not isinstance(sae.readout, (Bias, LinearSkip)):
         what = f"{len(sae.rows.inputs) and sae.rows.inputs[0]} sites" if sae.rows.inputs else type(sae.readout).__name__
         refuse(format, f"a dictionary of {what} ({type(sae.dictionary).__name__})", could)
+    if getattr(encode.selector, "by_norm", False) and not isinstance(sae.dictionary, (Free, Unit)):
+        refuse(format, f"a ranking by the norms of {type(sae.dictionary).__name__}", could)
     if isinstance(encode.encoder, Glu) and isinstance(sae.norm, (Standardise, Whiten)):
         refuse(format, f"a GLU encoder with {type(sae.norm).__name__}", could)
     arrays = {n: np.asarray(a) for n, a in sae.params.items() if n != "k"}

@@ -192,10 +192,10 @@ def _yaml(sae: SAE, kind: str) -> list[bytes]:
 
 def _save_clt(sae: SAE, path: Path, notes: Notes) -> None:
     selector = sae.encoder.selector  # type: ignore[attr-defined]
-    sites, d = sae.rows.inputs
+    sites = sae.encoder.encoder.sites  # type: ignore[attr-defined]
     known = isinstance(selector, Relu) or (isinstance(selector, Threshold) and not selector.signed)
     plain = isinstance(sae.dictionary, Triangular) and isinstance(sae.readout, Bias) and isinstance(sae.norm, NoNorm)
-    if not known or not plain or sae.rows.outputs != (sites, d):
+    if not known or not plain or sae.d_out != sae.d_in:
         what = f"{type(selector).__name__}, {type(sae.readout).__name__}, {type(sae.norm).__name__}"
         refuse(NAME, f"a cross-layer transcoder with {what}", ("llamascopium",))
     a = {n: np.asarray(v) for n, v in sae.params.items()}

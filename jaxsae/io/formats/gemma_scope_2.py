@@ -147,7 +147,7 @@ def _save_clt(sae: SAE, path: Path, notes: Notes) -> None:
     if not exact or not readable or not isinstance(sae.norm, NoNorm):
         what = f"{selector}, {type(sae.readout).__name__}, {type(sae.norm).__name__}"
         refuse(NAME, f"a cross-layer transcoder with {what}", ("llamascopium",))
-    sites = sae.rows.inputs[0]
+    sites = sae.encoder.encoder.sites  # type: ignore[attr-defined]
     threshold = a["threshold"] if jump else np.zeros(sae.d_sae, np.float32)
     files: dict[str, Any] = {}
     for i in range(sites):

@@ -12,7 +12,7 @@ from jaxsae.io.formats._base import Config, bad
 from jaxsae.io.formats._build import assemble, provenance
 from jaxsae.io.formats._listing import Listing
 from jaxsae.io.formats._module import open_module
-from jaxsae.io.formats._pt import Name
+from jaxsae.io.formats._pickle import Name
 from jaxsae.io.formats._weights import inverse, product, row_norms, scale_rows, transposed
 from jaxsae.sae import SAE, Affine, LayerNormed, OrthogonalPursuit, Pursuit, Quantised, Rank, Relu, Threshold
 
