@@ -34,16 +34,27 @@ class Written:
     latent_scale: Any = field(default=None, compare=False, repr=False)
 
 
-def load(where: str | os.PathLike[str], *, format: str | None = None, mesh: Mesh | None = None, **options: Any) -> SAE:
+def load(
+    where: str | os.PathLike[str],
+    sae_id: str | None = None,
+    *,
+    format: str | None = None,
+    mesh: Mesh | None = None,
+    registry: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> SAE:
     """Reads a dictionary of any known format.
 
     The format is recognised by the names of files and keys.  Nothing in a file is executed, sizes are held against
     the file before memory is taken, and every array must have exactly the shape that the format prescribes.
 
     Args:
-        where: a folder, one file of weights, or an address hf://owner/repo/path on the Hugging Face hub.
+        where: a folder, one file of weights, or an address hf://owner/repo/path on the Hugging Face hub; with
+            `sae_id`, the name of a SAELens release.
+        sae_id: name of a dictionary in that release.
         format: read it as this format; needed only where the files of two lie together.
         mesh: place arrays on this mesh, latents split along its axis `latent`; default: the first device.
+        registry: file of releases (YAML or JSON); default: the one of an installed sae-lens.
         **options: facts that some formats do not store (see docs/formats.md), e.g. `top_k` for overcomplete.
 
     Returns:
@@ -61,7 +72,13 @@ def load(where: str | os.PathLike[str], *, format: str | None = None, mesh: Mesh
         ...     load(folder + "/eye").d_sae
         2
     """
+    known: dict[str, Any] = {}
+    if sae_id is not None:
+        entry = hub.resolve(os.fspath(where), sae_id, registry)
+        where, known = entry.url, {"norm_scaling_factor": entry.norm_scaling_factor, "overrides": entry.overrides}
     listing, found = _located(hub.fetch(str(where)) if hub.is_address(where) else where, format)
+    # What a registry says about SAELens' own files; its corrections for other formats concern SAELens' readers only.
+    options = {**{k: v for k, v in known.items() if v and k in found.OPTIONS}, **options}
     for name in options:
         if name not in found.OPTIONS:
             raise FormatError(f"format {found.NAME!r} takes no option {name!r}{closest(name, found.OPTIONS)}")

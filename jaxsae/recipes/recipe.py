@@ -124,6 +124,12 @@ class Recipe:
         )
         return jax.tree.map(_strong, state)
 
+    def init_from(self, sae: SAE, key: jax.Array, batch: Batch, frozen: PyTree = (), **options: Any) -> State:
+        """A state that goes on from any frozen SAE; see `jaxsae.recipes.init_from`."""
+        from jaxsae.recipes.adopt import init_from
+
+        return init_from(self, sae, key, batch, frozen, **options)
+
     def _hyper(self, given: dict[str, Any]) -> Params:
         defaults = dict(self.hyper)
         for name in given:

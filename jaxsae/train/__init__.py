@@ -1,6 +1,7 @@
 """Training: the loop around `recipes.step`, its run directory, its log, and how it goes on after any end."""
 
 from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig
+from jaxsae.train.export import export
 from jaxsae.train.logs import read_records
 from jaxsae.train.loop import Fitted, fit
 from jaxsae.train.run import TrainResult, train
@@ -17,6 +18,7 @@ __all__ = [
     "RunDir",
     "TrainConfig",
     "TrainResult",
+    "export",
     "fit",
     "read_records",
     "train",

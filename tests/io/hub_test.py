@@ -293,6 +293,18 @@ def test_releases_resolve_to_addresses(registry, world, tmp_path):
     assert (fetch(found.url, tmp_path) / "cfg.json").read_bytes() == CONFIG
 
 
+def test_load_takes_a_release_and_applies_what_its_registry_knows(registry, world):
+    golden = pathlib.Path(__file__).parents[1] / "golden/sae_lens/standard_expected_average"
+    names = ("cfg.json", "sae_weights.safetensors")
+    world.commit("me/saes", {**FILES, **{f"layer_1/{name}": (golden / name).read_bytes() for name in names}})
+    sae = jaxsae.io.load("small-res", "blocks.1", registry=registry)
+    same = jaxsae.io.load(golden, norm_scaling_factor=0.5)
+    plain = jaxsae.io.load(golden)
+    x = np.linspace(-1, 1, sae.d_in, dtype=np.float32)[None]
+    np.testing.assert_array_equal(sae(x), same(x))
+    assert not np.allclose(sae(x), plain(x))
+
+
 def test_a_json_registry_says_the_same(registry, tmp_path):
     import yaml
 

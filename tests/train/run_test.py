@@ -18,10 +18,10 @@ from jaxsae import io
 from jaxsae.cli.train import Train
 from jaxsae.data.manifest import Manifest
 from jaxsae.data.writer import Block, CacheWriter
-from jaxsae.errors import ConfigError, DataError
+from jaxsae.errors import CheckpointError, ConfigError, DataError
 from jaxsae.io.digest import digests
 from jaxsae.recipes import relu_l1, topk
-from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig, read_records, train
+from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig, export, read_records, train
 
 D = 16
 SITE = "blocks.1.hook_resid_post"
@@ -72,6 +72,21 @@ def test_a_run_leaves_config_log_checkpoints_dictionary_and_summary(cache, tmp_p
     loaded = io.load(run.sae)
     assert (loaded.meta.host, loaded.meta.site, loaded.meta.recipe) == ("toy", SITE, "topk")
     assert digests(loaded.params) == digests(result.sae.params)
+
+
+def test_any_checkpoint_exports_to_any_format(cache, tmp_path):
+    result = train(make(cache, tmp_path / "run"))
+    assert digests(export(tmp_path / "run").params) == digests(result.sae.params)
+    earlier = export(tmp_path / "run", step=30)
+    alone = train(make(cache, tmp_path / "short", tokens=64 * 30))
+    assert digests(earlier.params) == digests(alone.sae.params)
+    io.save(earlier, tmp_path / "theirs", format="sae_lens")
+    x = np.random.default_rng(1).standard_normal((5, D), np.float32)
+    np.testing.assert_allclose(io.load(tmp_path / "theirs")(x), earlier(x), rtol=2e-5, atol=2e-5)
+    with pytest.raises(CheckpointError, match=r"has no checkpoint of step 7; it has \[30, 40\]"):
+        export(tmp_path / "run", step=7)
+    with pytest.raises(CheckpointError, match="there are no checkpoints in"):
+        export(tmp_path / "nowhere")
 
 
 def test_repeating_a_complete_run_changes_nothing(cache, tmp_path):
