@@ -47,6 +47,7 @@ ABLE = {
     "abstopk": ("sae_lens",),
     "gated": ("sae_lens", "dictionary_learning"),
     "glu": ("llamascopium",),
+    "GroupMax": ("sparsify",),
 }
 PER_LATENT = ("b_enc", "b_gate", "b_mag", "threshold")
 
@@ -112,7 +113,7 @@ class Parts:
             FormatError: it has none for this one.
         """
         if self.kind not in kinds:
-            refuse(self.format, f"the selection {self.kind}", ABLE.get(self.kind, ()))
+            refuse(self.format, f"the selection {self.kind}", ABLE.get(self.kind.split("(")[0], ()))
         return self.kind
 
     def needs_plain_rows(self, skip: bool = False, wide: bool = False) -> None:
