@@ -1,7 +1,8 @@
 """Arrays to arrays: the few operations that carry the training step, one folder per op."""
 
 from jaxsae.kernels.encode_topk.api import encode_topk
+from jaxsae.kernels.path.api import path
 from jaxsae.kernels.sparse_decode.api import sparse_decode
 from jaxsae.kernels.topk.api import topk
 
-__all__ = ["encode_topk", "sparse_decode", "topk"]
+__all__ = ["encode_topk", "path", "sparse_decode", "topk"]
