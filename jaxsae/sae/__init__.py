@@ -3,9 +3,9 @@
 from jaxsae.sae.activations import GroupMax, Linear, Quantised, TanhRelu
 from jaxsae.sae.attention import Lorsa, Temporal, TemporalReadout
 from jaxsae.sae.codes import Codes, DenseCodes, SparseCodes
-from jaxsae.sae.dictionaries import Free, Unit, decode_rows
+from jaxsae.sae.dictionaries import Free, Normalised, Tied, Unit, decode_rows
 from jaxsae.sae.encode import PreSelect
-from jaxsae.sae.encoders import Affine
+from jaxsae.sae.encoders import Affine, TiedAffine
 from jaxsae.sae.gates import Gated, Glu, LayerNormed
 from jaxsae.sae.levels import One
 from jaxsae.sae.norms import DatasetNorm, NoNorm, RowNorm
@@ -46,6 +46,7 @@ __all__ = [
     "Lorsa",
     "Meta",
     "NoNorm",
+    "Normalised",
     "One",
     "OrthogonalPursuit",
     "Out",
@@ -71,6 +72,8 @@ __all__ = [
     "Temporal",
     "TemporalReadout",
     "Threshold",
+    "Tied",
+    "TiedAffine",
     "Transforms",
     "Triangular",
     "Unit",

@@ -94,3 +94,73 @@ class Unit:
 
     def project(self, p: Params) -> Params:
         return {**p, "W_dec": unit(p["W_dec"])}
+
+
+@register("dictionary.normalised")
+@dataclass(frozen=True)
+class Normalised:
+    """Atoms d_j = W_dec_j / ||W_dec_j||, divided inside the forward pass (end-to-end SAEs, Braun et al. 2024).
+
+    W_dec [S, E] itself is free: its length takes no part in the loss, so no gradient is removed and nothing is
+    projected.  Exported atoms are the d_j, which is exact: codes already count unit atoms.
+    """
+
+    d_sae: int
+    d_out: int
+    axes = {"W_dec": "SE"}
+    fixed = ()
+
+    def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:
+        return {"W_dec": unit(jax.random.normal(key, (self.d_sae, self.d_out)))}
+
+    def atoms(self, p: Params) -> jax.Array:
+        return unit(p["W_dec"].astype(jnp.float32)).astype(p["W_dec"].dtype)
+
+    def decode(self, p: Params, codes: Codes) -> jax.Array:
+        return codes.decode(self.atoms(p))
+
+    def norms(self, p: Params) -> jax.Array:
+        return row_norms(self.atoms(p).astype(jnp.float32))[:, 0]
+
+    def tangent(self, p: Params, grads: Params) -> Params:
+        return grads
+
+    def project(self, p: Params) -> Params:
+        return p
+
+
+@register("dictionary.tied")
+@dataclass(frozen=True)
+class Tied:
+    """One matrix for both ways: this member owns W_enc [D, S] and its atoms are W_enc.T (Cunningham et al. 2023).
+
+    Goes with the encoder `TiedAffine`, which owns the latent bias alone; input and output have one width, D = E.
+    With `unit_norm` columns keep norm 1, as the rows of `Unit` do: the gradient loses its part along each, and columns
+    are renormalised after the step.
+    """
+
+    d_sae: int
+    d_out: int
+    unit_norm: bool = True
+    axes = {"W_enc": "DS"}
+    fixed = ()
+
+    def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:
+        return {"W_enc": unit(jax.random.normal(key, (self.d_sae, self.d_out))).T}
+
+    def atoms(self, p: Params) -> jax.Array:
+        return p["W_enc"].T
+
+    def decode(self, p: Params, codes: Codes) -> jax.Array:
+        return codes.decode(self.atoms(p))
+
+    def norms(self, p: Params) -> jax.Array:
+        return row_norms(self.atoms(p).astype(jnp.float32))[:, 0]
+
+    def tangent(self, p: Params, grads: Params) -> Params:
+        if not self.unit_norm:
+            return grads
+        return {**grads, "W_enc": remove_parallel(grads["W_enc"].T, p["W_enc"].T).T}
+
+    def project(self, p: Params) -> Params:
+        return {**p, "W_enc": unit(p["W_enc"].T).T} if self.unit_norm else p

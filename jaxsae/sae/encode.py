@@ -83,5 +83,8 @@ class PreSelect:
         if form not in self.forms:
             raise ConfigError(f"no {form!r} form for {type(self.selector).__name__}; possible: {', '.join(self.forms)}")
         selector, leaves = self.selector.frozen(p, track, hyper, D, form)
+        if hasattr(self.encoder, "frozen"):  # an encoder with another inference form
+            encoder, selector, leaves = self.encoder.frozen(p, selector, leaves)
+            return PreSelect(encoder, selector), leaves
         own = {name: p[name] for name in self.encoder.axes}
         return replace(self, selector=selector), {**own, **leaves}

@@ -1,12 +1,13 @@
 """Encoders: from rows to pre-activations."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.errors import ConfigError
 from jaxsae.sae.geometry import unit
 from jaxsae.sae.records import Ctx, Pre, Rows
 from jaxsae.sae.slots import Dictionary
@@ -43,3 +44,36 @@ class Affine:
         centred = x - b_pre[None].astype(x.dtype)
         value = jnp.dot(centred, W, preferred_element_type=jnp.float32) + b[None]
         return Pre(value, value, centred)
+
+
+@register("encoder.tied")
+@dataclass(frozen=True)
+class TiedAffine:
+    """pre = (x - b_pre) D^T + b_enc, where the dictionary `Tied` owns the matrix and this member the bias b_enc [S].
+
+    The frozen coder has an ordinary `Affine` encoder with a matrix of its own.
+    """
+
+    d_in: int
+    d_sae: int
+    b_pre: Literal["none", "b_dec"] = "none"
+    axes = {"b_enc": "S"}
+
+    def init(self, key: jax.Array, rows: Rows, p: Params, D: Dictionary) -> Params:
+        if "W_enc" not in D.axes:
+            raise ConfigError(f"a tied encoder needs the dictionary Tied, which owns W_enc; found {type(D).__name__}")
+        return {"b_enc": jnp.zeros(self.d_sae)}
+
+    def _untied(self) -> Affine:
+        return Affine(self.d_in, self.d_sae, self.b_pre)
+
+    def affine(self, p: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(W [D, S], b [S], b_pre [D]): what the fused op needs."""
+        return self._untied().affine(p)
+
+    def pre(self, p: Params, x: jax.Array, D: Dictionary, ctx: Ctx) -> Pre:
+        return self._untied().pre(p, x, D, ctx)
+
+    def frozen(self, p: Params, selector: Any, leaves: Params) -> tuple[Affine, Any, Params]:
+        """The inference encoder and selector and all their leaves; see `PreSelect.frozen`."""
+        return self._untied(), selector, {**leaves, "W_enc": p["W_enc"], "b_enc": p["b_enc"]}

@@ -71,7 +71,11 @@ class Readout(Protocol):
 
 
 class Encoder(Protocol):
-    """x -> scores and values of every latent.  `affine` is optional: having it allows the fused pass."""
+    """x -> scores and values of every latent.
+
+    Optional: `affine(p)` allows the fused pass; `frozen(p, selector, leaves) -> (encoder, selector, leaves)` gives
+    another encoder (and selector) for inference, from the selector's own inference form.
+    """
 
     @property
     def d_in(self) -> int: ...

@@ -35,6 +35,8 @@ from jaxsae.sae import (
     TanhRelu,
     Temporal,
     TemporalReadout,
+    Tied,
+    TiedAffine,
     Transforms,
     Triangular,
 )
@@ -103,6 +105,11 @@ def _transforms(base: Recipe) -> Recipe:
     return _plain(base, encoder, dictionary=dictionary)
 
 
+def _tied(base: Recipe) -> Recipe:
+    encoder = PreSelect(TiedAffine(base.d_in, base.d_sae, "b_dec"), Rank(4))
+    return replace(base, encoder=encoder, dictionary=Tied(base.d_sae, base.d_in))
+
+
 def _selector(selector: Any) -> Callable[[Recipe], Recipe]:
     return lambda base: _plain(base, PreSelect(Affine(base.d_in, base.d_sae), selector))
 
@@ -121,6 +128,8 @@ WHOLES: dict[str, Callable[[Recipe], Recipe]] = {
     "dictionary.per_site": _crosscoder,
     "dictionary.stacked": lambda base: replace(base, dictionary=Stacked(base.d_sae, base.d_in, SITES)),
     "dictionary.transforms": _transforms,
+    "dictionary.tied": _tied,
+    "encoder.tied": _tied,
     "encode.pursuit": lambda base: _plain(base, Pursuit(base.d_in, base.d_sae, 3, stop_on_repeat=True)),
     "encode.orthogonal_pursuit": lambda base: _plain(base, OrthogonalPursuit(base.d_in, base.d_sae, 3)),
     "selector.group_max": _selector(GroupMax(4)),
