@@ -13,6 +13,10 @@ class ConfigError(JaxsaeError, ValueError):
     """A configuration, argument or combination that cannot work."""
 
 
+class ConfigWarning(UserWarning):
+    """A configuration that can run but is known to learn little; the message gives the figure."""
+
+
 class DataError(JaxsaeError):
     """Text, activations or a cache that is missing, damaged or of another origin than expected."""
 

@@ -14,6 +14,7 @@ from jaxsae.errors import ConfigError, closest
 from jaxsae.kernels._control import unless
 from jaxsae.objective import Constant, Schedule, Term
 from jaxsae.optim import Adam, Optimizer, Precision
+from jaxsae.recipes.checks import check
 from jaxsae.recipes.state import State
 from jaxsae.sae import SAE, Ctx, Identity, Meta, NoNorm, One, Out, Rows, Want, freeze
 from jaxsae.sae.slots import Dictionary, Encode, Levels, Norm, Readout, Tracker, Transform, View
@@ -152,7 +153,9 @@ class Recipe:
     def ctx(self, state: State, frozen: PyTree = (), train: bool = True) -> Ctx:
         """The context of this state's next step."""
         key = jax.random.fold_in(state.key, state.step)
-        return Ctx(state.step, key, state.hyper, state.track, frozen, train=train)
+        pools: list[Any] = [getattr(t, "pool", None) for t in self.terms]
+        pool = next((p for p in pools if p is not None), None)
+        return Ctx(state.step, key, state.hyper, state.track, frozen, train=train, pool=pool)
 
     def forward(self, p: Params, batch: Batch, ctx: Ctx, fused: bool = True) -> Out:
         """Everything that terms and trackers read."""
@@ -269,41 +272,6 @@ class Recipe:
         meta = replace(meta or Meta(), recipe=self.name)
         slots = {n: getattr(self, n) for n in ("norm", "encoder", "dictionary", "readout")}
         return freeze(self.weights(state), state.track, state.hyper, form=form, meta=meta, **slots)
-
-
-def check(recipe: Recipe) -> None:
-    """Refuses impossible combinations when the recipe is built.
-
-    Raises:
-        ConfigError: naming the slot and the value.
-    """
-    hyper, names = dict(recipe.hyper), [t.name for t in recipe.trackers]
-    d_sae, selector = recipe.d_sae, getattr(recipe.encoder, "selector", None)
-    if "lr" not in hyper:
-        raise ConfigError(f"recipe {recipe.name!r}: hyper needs a learning rate 'lr'")
-    if recipe.encoder.d_sae != d_sae:
-        raise ConfigError(
-            f"recipe {recipe.name!r}: the encoder has {recipe.encoder.d_sae} latents, the dictionary {d_sae}"
-        )
-    cap = getattr(selector, "cap", None)
-    if cap is not None and not 0 < cap <= d_sae:
-        raise ConfigError(f"recipe {recipe.name!r}: k must lie between 1 and d_sae = {d_sae}, found {cap}")
-    seen: set[str] = set()
-    for term in recipe.terms:
-        if term.name in seen:
-            raise ConfigError(f"recipe {recipe.name!r}: two terms are called {term.name!r}; each is logged by its name")
-        seen.add(term.name)
-        if term.coefficient and term.coefficient not in hyper:
-            raise ConfigError(f"recipe {recipe.name!r}: term {term.name!r} needs {term.coefficient!r} in hyper")
-        if not 0 <= term.k_aux <= d_sae:
-            raise ConfigError(
-                f"recipe {recipe.name!r}: k_aux must lie between 0 and d_sae = {d_sae}, found {term.k_aux}"
-            )
-        if term.k_aux and ("fired" not in names or "dead_after_tokens" not in hyper):
-            raise ConfigError(
-                f"recipe {recipe.name!r}: term {term.name!r} revives dead latents, which needs the tracker 'fired' "
-                "and 'dead_after_tokens' in hyper"
-            )
 
 
 def _merge(p: Params, new: Params) -> None:

@@ -73,13 +73,19 @@ class Ctx:
     frozen: PyTree = ()
     rows: Any = None  # Rows, once the view has run
     train: bool = True
+    pool: Any = None  # (ctx) -> [S] bool: whom the auxiliary selection draws from; None: the dead
 
     def rng(self, name: str) -> jax.Array:
         """The random key of this step for one named purpose."""
         return jax.random.fold_in(self.key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
     def dead(self) -> jax.Array:
-        """[S] bool: latents silent for at least `dead_after_tokens`, as counted before this batch."""
+        """[S] bool, as known before this batch: latents that the auxiliary selection may use.
+
+        Those silent for at least `dead_after_tokens`, unless a term of the recipe brings a `pool` of its own.
+        """
+        if self.pool is not None:
+            return self.pool(self)
         return self.track["fired"]["since"] >= self.hyper["dead_after_tokens"]
 
     def with_rows(self, rows: Rows) -> "Ctx":

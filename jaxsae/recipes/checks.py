@@ -1,0 +1,95 @@
+"""What is refused when a recipe is built: impossible combinations, each with its reason.
+
+General rules stand here.  What only one member knows it says itself, by optional attributes that every member of a
+recipe is asked for: `reads` (swept scalars), `tracks` (trackers), and `review(recipe)`, which raises `ConfigError` or
+returns warnings.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jaxsae.errors import ConfigError, ConfigWarning
+
+if TYPE_CHECKING:
+    from jaxsae.recipes.recipe import Recipe
+
+#: Where members sit: slots of the recipe, and members inside members.
+SLOTS = ("view", "norm", "encoder", "dictionary", "readout", "levels", "terms", "trackers", "transforms")
+INSIDE = ("encoder", "selector", "inner", "rule", "dictionary")
+
+
+def check(recipe: "Recipe") -> None:
+    """Refuses impossible combinations when the recipe is built.
+
+    Raises:
+        ConfigError: naming the slot and the value.
+    """
+    if "lr" not in dict(recipe.hyper):
+        raise ConfigError(f"recipe {recipe.name!r}: hyper needs a learning rate 'lr'")
+    if recipe.encoder.d_sae != recipe.d_sae:
+        raise ConfigError(
+            f"recipe {recipe.name!r}: the encoder has {recipe.encoder.d_sae} latents, the dictionary {recipe.d_sae}"
+        )
+    cap = getattr(getattr(recipe.encoder, "selector", None), "cap", None)
+    if cap is not None and not 0 < cap <= recipe.d_sae:
+        raise ConfigError(f"recipe {recipe.name!r}: k must lie between 1 and d_sae = {recipe.d_sae}, found {cap}")
+    _check_terms(recipe)
+    for member in parts(recipe):
+        _check_member(recipe, member)
+
+
+def _check_terms(recipe: "Recipe") -> None:
+    hyper, seen = dict(recipe.hyper), set[str]()
+    for term in recipe.terms:
+        if term.name in seen:
+            raise ConfigError(f"recipe {recipe.name!r}: two terms are called {term.name!r}; each is logged by its name")
+        seen.add(term.name)
+        if term.coefficient and term.coefficient not in hyper:
+            raise ConfigError(f"recipe {recipe.name!r}: term {term.name!r} needs {term.coefficient!r} in hyper")
+        if not 0 <= term.k_aux <= recipe.d_sae:
+            raise ConfigError(
+                f"recipe {recipe.name!r}: k_aux must lie between 0 and d_sae = {recipe.d_sae}, found {term.k_aux}"
+            )
+    drawing = [t for t in recipe.terms if t.k_aux]
+    pools = {getattr(t, "pool", None) for t in drawing}
+    if len(pools) > 1:
+        names = " and ".join(repr(t.name) for t in drawing)
+        raise ConfigError(
+            f"recipe {recipe.name!r}: the terms {names} revive different sets of latents, but a step makes one "
+            "auxiliary selection; keep one of them"
+        )
+    if pools == {None} and ("fired" not in _trackers(recipe) or "dead_after_tokens" not in hyper):
+        raise ConfigError(
+            f"recipe {recipe.name!r}: term {drawing[0].name!r} revives dead latents, which needs the tracker 'fired' "
+            "and 'dead_after_tokens' in hyper"
+        )
+
+
+def _check_member(recipe: "Recipe", member: Any) -> None:
+    what = type(member).__name__
+    for name in getattr(member, "reads", ()):
+        if name not in dict(recipe.hyper):
+            raise ConfigError(f"recipe {recipe.name!r}: {what} needs {name!r} in hyper")
+    for name in getattr(member, "tracks", ()):
+        if name not in _trackers(recipe):
+            raise ConfigError(f"recipe {recipe.name!r}: {what} needs the tracker {name!r}")
+    for message in member.review(recipe) if hasattr(member, "review") else ():
+        warnings.warn(f"recipe {recipe.name!r}: {message}", ConfigWarning, stacklevel=5)
+
+
+def _trackers(recipe: "Recipe") -> list[str]:
+    return [t.name for t in recipe.trackers]
+
+
+def parts(recipe: "Recipe") -> Iterator[Any]:
+    """Every member of a recipe, those inside other members too."""
+    waiting: list[Any] = []
+    for slot in SLOTS:
+        found = getattr(recipe, slot)
+        waiting += found if isinstance(found, tuple) else [found]
+    while waiting:
+        member = waiting.pop(0)
+        yield member
+        inner = (getattr(member, name, None) for name in INSIDE)
+        waiting += [m for m in inner if hasattr(m, "__dataclass_fields__")]
