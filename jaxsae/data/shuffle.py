@@ -7,7 +7,7 @@ the sort order of raw Philox numbers (Salmon et al. 2011), and its key is (seed,
 import numpy as np
 
 #: What a random order is for; part of its key, so that two uses of one seed are unrelated.
-PURPOSES = ("documents", "heldout", "rows", "chunks", "array", "block", "synthetic")
+PURPOSES = ("documents", "heldout", "rows", "chunks", "array", "block")
 
 
 def raw(count: int, seed: int, purpose: str, *index: int) -> np.ndarray:

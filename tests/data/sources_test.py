@@ -13,7 +13,8 @@ from jaxsae.data import (
     CacheWriter,
     Manifest,
     Source,
-    SyntheticSource,
+    Superposition,
+    TestbedSource,
     local_rows,
     open_cache,
     rows_on_this_process,
@@ -47,11 +48,11 @@ def sources(cache):
     return {
         "cache": lambda batch_size, **kw: CacheSource(cache, batch_size, **kw),
         "array": lambda batch_size, **kw: ArraySource(x, batch_size, **kw),
-        "synthetic": lambda batch_size, **kw: SyntheticSource(8, 20, 3, batch_size, **kw),
+        "testbed": lambda batch_size, **kw: TestbedSource(Superposition(8, 20, 3), batch_size, **kw),
     }
 
 
-KINDS = ("cache", "array", "synthetic")
+KINDS = ("cache", "array", "testbed")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,13 +187,3 @@ def test_rows_of_some_devices_only():
             return {d: (slice(8 * d, 8 * d + 8), slice(None)) for d in (2, 3)}
 
     assert rows_on_this_process(TwoOfFour(), 32) == (16, 32)
-
-
-def test_synthetic_rows_are_their_features():
-    source = SyntheticSource(16, 40, 4, 2000, decay=0.5)
-    x, z = source.labelled(3)
-    np.testing.assert_allclose(x, z @ source.directions, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(source.directions, axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose((z > 0).sum(1).mean(), 4, rtol=0.05)
-    np.testing.assert_allclose((z > 0).mean(0), source.probability, atol=0.05)
-    assert source.probability[0] > 2 * source.probability[-1]
