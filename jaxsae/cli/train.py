@@ -22,6 +22,8 @@ class Train(TrainConfig):
         training_tokens: activations seen in all, rounded down to whole batches.
         train_batch_size_tokens: activations per step.
         seed: of the initial weights and of the order of the data.
+        sweep: many runs as one program, on the same batches: entries such as lr=1e-4,3e-4 or k=16,32 or seed=0,1,2.
+        sweep_grid: every combination of the swept values; otherwise the first ones together, then the second, ...
         checkpoint: when to save, and what to keep.
         log: what is written while it runs.
         evaluate: how it is watched on held-out rows.
@@ -50,3 +52,17 @@ def print_table(summary: dict[str, Any]) -> None:
             table.add_row(name, ", ".join(values))
     table.add_row("dictionary", summary["sae"])
     Console().print(table)
+    if "runs" in summary:
+        Console().print(_runs_table(summary["runs"]))
+
+
+def _runs_table(runs: list[dict[str, Any]]) -> Any:
+    """One line per run of a sweep."""
+    from rich.table import Table
+
+    names = [n for n in ("loss", "fvu", "l0", "dead_share") if any(n in r for r in runs)]
+    table = Table("run", *names, "dictionary", title="runs of the sweep")
+    for run in runs:
+        numbers = [f"{run[n]:.4g}" if n in run else "-" for n in names]
+        table.add_row(run["name"], *numbers, run.get("sae", f"diverged at step {run['stopped']}"))
+    return table

@@ -2,6 +2,7 @@
 
 from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig
 from jaxsae.train.export import export
+from jaxsae.train.fleet import Fleet, Member, parse_sweep
 from jaxsae.train.logs import read_records
 from jaxsae.train.loop import Fitted, fit
 from jaxsae.train.run import TrainResult, train
@@ -13,13 +14,16 @@ __all__ = [
     "Diverged",
     "EvaluatePolicy",
     "Fitted",
+    "Fleet",
     "Interrupted",
     "LogPolicy",
+    "Member",
     "RunDir",
     "TrainConfig",
     "TrainResult",
     "export",
     "fit",
+    "parse_sweep",
     "read_records",
     "train",
 ]

@@ -88,6 +88,8 @@ class TrainConfig:
         training_tokens: activations seen in all, rounded down to whole batches.
         train_batch_size_tokens: activations per step.
         seed: of the initial weights and of the order of the data.
+        sweep: many runs as one program, on the same batches: lines such as "lr=1e-4,3e-4", "k=16,32" or "seed=0,1,2".
+        sweep_grid: every combination of the swept values; otherwise the first ones together, then the second, ...
         checkpoint: when to save, and what to keep.
         log: what is written while it runs.
         evaluate: how it is watched on held-out rows.
@@ -100,6 +102,8 @@ class TrainConfig:
     training_tokens: int = 10_000_000
     train_batch_size_tokens: int = 4096
     seed: int = 0
+    sweep: tuple[str, ...] = ()
+    sweep_grid: bool = True
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     log: LogPolicy = field(default_factory=LogPolicy)
     evaluate: EvaluatePolicy = field(default_factory=EvaluatePolicy)

@@ -6,24 +6,26 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import from_dict
-from jaxsae.errors import CheckpointError
+from jaxsae.errors import CheckpointError, ConfigError
 from jaxsae.io.checkpoint import Checkpoints
 from jaxsae.recipes import Recipe
 from jaxsae.sae import SAE, Meta
+from jaxsae.train.fleet import Fleet
 from jaxsae.train.run_dir import RunDir
 
 
-def export(run: str | os.PathLike, step: int | None = None, form: str = "auto") -> SAE:
+def export(run: str | os.PathLike, step: int | None = None, form: str = "auto", member: int | None = None) -> SAE:
     """The dictionary that a run had after a step.
 
     Args:
         run: a run directory.
         step: one of its checkpoints; None for the newest sound one.
         form: inference form, see `Recipe.export`.
+        member: which run of a sweep; None for a run that is none.
 
     Raises:
         CheckpointError: no such run or step (the ones there are, are listed), or a damaged checkpoint.
-        ConfigError: the method has no such form.
+        ConfigError: the method has no such form, or a sweep without a member (or the reverse).
 
     Example:
         >>> import jaxsae
@@ -37,9 +39,16 @@ def export(run: str | os.PathLike, step: int | None = None, form: str = "auto") 
         steps = kept.steps()
         if not steps or (step is not None and step not in steps):
             raise CheckpointError(f"{str(folder.path)!r} has no checkpoint of step {step}; it has {steps or 'none'}")
-        recipe = from_dict(kept.meta(steps[-1] if step is None else step).config["recipe"], Recipe)
+        recipe = from_dict(kept.meta(steps[-1] if step is None else step).config["recipe"], Recipe | Fleet)
+        runs = recipe.size if isinstance(recipe, Fleet) else 0
+        if (member is not None) if not runs else (member is None or not 0 <= member < runs):
+            wanted = f"a member from 0 to {runs - 1} of the sweep" if runs else "no member, it is a single run"
+            raise ConfigError(f"{str(folder.path)!r}: expected {wanted}, found {member}")
         sample = {"x": jax.ShapeDtypeStruct((2, recipe.d_in), jnp.float32)}
         restored = kept.restore(jax.eval_shape(recipe.init, jax.random.key(0), sample), step)
     if restored is None:
         raise CheckpointError(f"{str(folder.path)!r} has no sound checkpoint to export")
-    return recipe.export(restored.state, form, Meta().with_extra(step=int(restored.state.step)))
+    meta = Meta().with_extra(step=int(restored.state.step))
+    if member is None:
+        return recipe.export(restored.state, form, meta)
+    return recipe.export(restored.state, member, form, meta=meta)

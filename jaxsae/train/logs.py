@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from jaxsae.errors import CheckpointError, ConfigError
 from jaxsae.train.run_dir import RunDir, write_atomic
@@ -72,8 +73,16 @@ class JsonLines:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite) + "\n"
+    return json.dumps(_numbers(record)) + "\n"
+
+
+def _numbers(value: Any) -> Any:
+    """The same plain data with None for every number that is not finite, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------------------------------------------- optional
@@ -140,6 +149,22 @@ class _Pending:
     metrics: Sequence[Mapping[str, jax.Array]]
 
 
+def summarise(metrics: Mapping[str, Any]) -> Record:
+    """Plain numbers of one recipe's metrics; of a fleet's [N], means over the runs that go on, and all under "members".
+
+    Example:
+        >>> found = summarise({"loss": np.array([1.0, np.nan]), "alive": np.array([1.0, 0.0])})
+        >>> found["loss"], found["alive"]
+        (1.0, 1.0)
+    """
+    if "alive" not in metrics:
+        return {k: float(v) for k, v in metrics.items()}
+    alive = np.asarray(metrics["alive"]) > 0
+    means = {k: float(np.mean(v[alive])) if alive.any() else math.nan for k, v in metrics.items() if k != "alive"}
+    members = {k: np.asarray(v, float).tolist() for k, v in metrics.items()}
+    return {**means, "alive": float(alive.sum()), "members": members}
+
+
 class Log:
     """Collects metrics as device arrays and hands them on as numbers one record late.
 
@@ -192,7 +217,7 @@ class Log:
         pending, self._pending = self._pending[: len(self._pending) - len(later)], later
         for entry in pending:
             values = jax.device_get(list(entry.metrics))
-            means = {k: sum(float(v[k]) for v in values) / len(values) for k in values[0]}
+            means = summarise({k: np.mean([v[k] for v in values], axis=0) for k in values[0]})
             self._write({"kind": entry.kind, **self._when(entry.step, entry.time), **means})
             if not math.isfinite(means.get("loss", 0.0)):
                 raise NotFinite(entry.step, means["loss"])

@@ -32,7 +32,9 @@ from jaxsae.errors import DataError
 from jaxsae.io.checkpoint import Checkpoints
 from jaxsae.recipes import Recipe, State
 from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy
+from jaxsae.train.fleet import Fleet
 from jaxsae.train.logs import JsonLines, Log, NotFinite, Record, TensorBoard, WeightsAndBiases, Writer
+from jaxsae.train.member_logs import MemberLogs
 from jaxsae.train.progress import Progress
 from jaxsae.train.resume import Begin, continue_from, identity_of
 from jaxsae.train.run_dir import RunDir, write_atomic
@@ -62,7 +64,7 @@ class Fitted:
 
 
 def fit(
-    recipe: Recipe,
+    recipe: Recipe | Fleet,
     source: Source,
     steps: int,
     *,
@@ -79,7 +81,7 @@ def fit(
     """Trains a recipe on a source for `steps` updates; with a run directory it saves, and continues what is there.
 
     Args:
-        recipe: the method.
+        recipe: the method, or a fleet of runs of one.
         source: batches as a function of the step.
         steps: updates of the whole run, those of earlier sessions included.
         key: random key of the initial weights and of the run.
@@ -117,7 +119,8 @@ def fit(
             checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints, checkpoint.retention))
             begin = continue_from(checkpoints, recipe, key, sample, frozen, about, steps)
             write_atomic(run_dir.config, dump_yaml(about["run"]))
-        book = stack.enter_context(contextlib.closing(_open_log(log, run_dir, begin, steps, source, about)))
+        size = recipe.size if isinstance(recipe, Fleet) else 0
+        book = stack.enter_context(contextlib.closing(_open_log(log, run_dir, begin, steps, source, about, size)))
         state = recipes.init(recipe, key, sample, frozen) if begin.state is None else begin.state
         run = _Run(recipe, frozen, state, begin.step, steps, source, heldout, checkpoints, about, book)
         stop = stack.enter_context(stop_on_signal(enabled=run_dir is not None))
@@ -138,7 +141,7 @@ def fit(
 class _Run:
     """A run under way: what the loop needs at every turn."""
 
-    recipe: Recipe
+    recipe: Recipe | Fleet
     frozen: PyTree
     state: State
     step: int
@@ -203,15 +206,22 @@ class _Run:
                     f"batch {step} of the training data has {bad} rows with values that are not finite, expected "
                     f"finite activations; write the cache again without them{kept}"
                 )
+        lr = float(np.max(self.state.hyper["lr"]))  # of a fleet: the largest
         return Diverged(
             f"the loss is {error.loss} at step {error.step}, though the data is finite; lower the learning rate "
-            f"(now {float(self.state.hyper['lr']):.3g}) or warm it up{kept}"
+            f"(now {lr:.3g}) or warm it up{kept}"
         )
 
 
 # --------------------------------------------------------------------------------------------------------------- log
 def _open_log(
-    policy: LogPolicy, run: RunDir | None, begin: Begin, steps: int, source: Source, about: dict[str, Any]
+    policy: LogPolicy,
+    run: RunDir | None,
+    begin: Begin,
+    steps: int,
+    source: Source,
+    about: dict[str, Any],
+    members: int = 0,
 ) -> Log:
     writers: list[Writer] = []
     last: dict[str, Record] = {}
@@ -220,6 +230,8 @@ def _open_log(
             lines = JsonLines(run.log, until=begin.step)
             last = {record["kind"]: record for record in lines.kept}
             writers.append(lines)
+            if members:
+                writers.append(MemberLogs(run, members, begin.step))
             if policy.tensorboard:
                 writers.append(TensorBoard(run.path / "tensorboard", begin.step))
             if policy.wandb_project:

@@ -10,6 +10,7 @@ from jaxsae.data.sources import Source
 from jaxsae.errors import CheckpointError, ConfigError
 from jaxsae.io.checkpoint import Checkpoints
 from jaxsae.recipes import Recipe, State
+from jaxsae.train.fleet import Fleet
 from jaxsae.train.same import HARMLESS, differences, same_so_far
 from jaxsae.typing import Batch, PyTree
 
@@ -26,7 +27,7 @@ class Begin:
 
 def continue_from(
     checkpoints: Checkpoints,
-    recipe: Recipe,
+    recipe: Recipe | Fleet,
     key: jax.Array,
     sample: Batch,
     frozen: PyTree,
@@ -50,7 +51,7 @@ def continue_from(
     return Begin(found.state, found.meta.step, found.meta.progress["seconds"], found.skipped)
 
 
-def _refuse_other_run(checkpoints: Checkpoints, about: dict[str, Any], recipe: Recipe, steps: int) -> None:
+def _refuse_other_run(checkpoints: Checkpoints, about: dict[str, Any], recipe: Recipe | Fleet, steps: int) -> None:
     """Compares with the newest checkpoint whose account of itself can be read."""
     for step in reversed(checkpoints.steps()):
         try:
@@ -68,7 +69,7 @@ def _refuse_other_run(checkpoints: Checkpoints, about: dict[str, Any], recipe: R
     if steps < step:
         raise ConfigError(f"{where} has already done {step} steps, found a length of {steps}; {advice}")
     try:
-        begun = from_dict(meta.config["recipe"], Recipe)
+        begun = from_dict(meta.config["recipe"], Recipe | Fleet)
     except ConfigError as e:
         raise ConfigError(f"{where} was begun by another version of jaxsae ({e}); go on with that version") from e
     if not same_so_far(begun, recipe, step):

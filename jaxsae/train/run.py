@@ -15,8 +15,10 @@ from jaxsae.io import save
 from jaxsae.recipes import Recipe, State
 from jaxsae.sae import SAE, Meta
 from jaxsae.train.config import EvaluatePolicy, TrainConfig
+from jaxsae.train.fleet import Fleet, largest_k, parse_sweep
 from jaxsae.train.logs import Record
 from jaxsae.train.loop import Fitted, fit
+from jaxsae.train.member_export import export_members
 from jaxsae.train.run_dir import RunDir, write_atomic
 
 
@@ -25,9 +27,10 @@ class TrainResult:
     """What `train` returns.
 
     Attributes:
-        sae: the exported dictionary; also in `run_dir.sae`.
+        sae: the exported dictionary; also in `run_dir.sae`.  Of a sweep, that of the run with the lowest last loss;
+            all of them are in `run_dir.member(i).sae`.
         state: after the last step.
-        recipe: the method with everything filled in.
+        recipe: the method with everything filled in, or the fleet of a sweep.
         run_dir: where the run lies.
         metrics: the newest record of each kind: `metrics["train"]`, `metrics["heldout"]`.
         summary: plain values, as written to `train.json`.
@@ -35,7 +38,7 @@ class TrainResult:
 
     sae: SAE
     state: State
-    recipe: Recipe
+    recipe: Recipe | Fleet
     run_dir: RunDir
     metrics: dict[str, Record]
     summary: dict[str, Any]
@@ -69,7 +72,7 @@ def train(config: TrainConfig) -> TrainResult:
     site = cache.site(config.hook_name)
     source = CacheSource(cache, config.train_batch_size_tokens, sites=site, seed=config.seed)
     heldout, evaluate = _heldout(cache, site, config)
-    recipe = config.recipe.build(d_in=source.d_in, training_steps=config.steps)
+    recipe = _method(config, source.d_in)
     with RunDir(config.output).open() as run_dir:
         _refuse_orphan(run_dir)
         fitted = fit(
@@ -85,11 +88,24 @@ def train(config: TrainConfig) -> TrainResult:
             log=config.log,
             evaluate=evaluate,
         )
-        sae = recipe.export(fitted.state, meta=_meta(cache, site, fitted.step * source.batch_size))
-        save(sae, run_dir.sae)
+        meta = _meta(cache, site, fitted.step * source.batch_size)
         summary = _summary(recipe, site, fitted, run_dir)
+        if isinstance(recipe, Fleet):
+            summary, sae = export_members(recipe, fitted, run_dir, meta, summary)
+        else:
+            sae = recipe.export(fitted.state, meta=meta)
+            save(sae, run_dir.sae)
         write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n")
     return TrainResult(sae, fitted.state, recipe, run_dir, fitted.metrics, summary)
+
+
+def _method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
+    """The recipe of a configuration, or the fleet that its sweep describes."""
+    if not config.sweep:
+        return config.recipe.build(d_in=d_in, training_steps=config.steps)
+    members = parse_sweep(config.sweep, config.seed, config.sweep_grid)
+    recipe = largest_k(config.recipe, members).build(d_in=d_in, training_steps=config.steps)
+    return Fleet(recipe, members)
 
 
 def _heldout(cache: Cache, site: str, config: TrainConfig) -> tuple[CacheSource | None, EvaluatePolicy]:
@@ -112,7 +128,7 @@ def _meta(cache: Cache, site: str, tokens: int) -> Meta:
     return Meta(host=str(cache.manifest.host.get("name", "")), site=site).with_extra(tokens_trained=tokens)
 
 
-def _summary(recipe: Recipe, site: str, fitted: Fitted, run_dir: RunDir) -> dict[str, Any]:
+def _summary(recipe: Recipe | Fleet, site: str, fitted: Fitted, run_dir: RunDir) -> dict[str, Any]:
     newest = {kind: {k: v for k, v in r.items() if k != "kind"} for kind, r in fitted.metrics.items()}
     tokens = fitted.metrics["train"]["tokens"]
     sizes = {"recipe": recipe.name, "site": site, "d_in": recipe.d_in, "d_sae": recipe.d_sae}

@@ -17,6 +17,7 @@ class RunDir:
         sae/            the exported dictionary
         train.json      summary written at the end
         tensorboard/    event files, where asked for
+        members/        <nn>/ of a sweep: each run's own log.jsonl, sae/ and train.json
 
     Args:
         path: the folder; it is made by `open`.
@@ -55,6 +56,10 @@ class RunDir:
     @property
     def summary(self) -> pathlib.Path:
         return self.path / "train.json"
+
+    def member(self, index: int) -> "RunDir":
+        """The folder of one run of a sweep."""
+        return RunDir(self.path / "members" / f"{index:02d}")
 
     @contextlib.contextmanager
     def open(self) -> Iterator["RunDir"]:

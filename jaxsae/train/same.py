@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxsae.config import members
 from jaxsae.recipes import Recipe
+from jaxsae.train.fleet import Fleet
 
 #: Fields of `TrainConfig` that may change from one session of a run to the next.  They decide where things lie, how
 #: long the run is and what is told about it, never a number of the steps already done.  (The data behind `cache` is
@@ -36,7 +37,7 @@ def differences(old: Any, new: Any, skip: tuple[str, ...] = (), where: str = "")
         yield where, old, new
 
 
-def same_so_far(old: Recipe, new: Recipe, done: int) -> bool:
+def same_so_far(old: Recipe | Fleet, new: Recipe | Fleet, done: int) -> bool:
     """Whether the first `done` steps of two recipes are the same.
 
     They may differ in schedules, if those have the same values on these steps: a longer run whose learning rate has

@@ -1,0 +1,245 @@
+"""Fleets: many runs of one recipe as one compiled program that reads every batch once.
+
+The runs may differ in their seed and in every swept scalar of `state.hyper`: learning rate, coefficients, thresholds, k
+up to the static capacity.  A fleet has the face of a recipe (`init`, `step`, `evaluate`), so the training loop, the
+checkpoints and anybody's own loop take one where they take a recipe.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsae.config import register
+from jaxsae.errors import ConfigError, closest
+from jaxsae.recipes import Recipe, State
+from jaxsae.typing import Batch, Params, PyTree
+
+#: Where a fleet keeps, beside the trackers of its recipe, which of its runs go on.
+HEALTH = "fleet"
+
+
+@register("fleet.member")
+@dataclass(frozen=True)
+class Member:
+    """One run of a fleet: its seed and its own values of swept scalars, as (name, value) pairs."""
+
+    seed: int
+    values: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A readable name, such as "lr=0.0003,seed=1"."""
+        return ",".join([*(f"{n}={v:g}" for n, v in self.values), f"seed={self.seed}"])
+
+
+@register("fleet")
+@dataclass(frozen=True)
+class Fleet:
+    """Many runs of one recipe, stepped together.
+
+    A run whose loss or parameters stop being finite is stopped where it last was finite; the others go on, and every
+    other number of theirs is what it would have been alone.
+
+    Args:
+        recipe: the method; its k, if swept, is the largest one.
+        members: the runs.
+        together: "vmap" makes one batched program of all runs, which is what accelerators like; "scan" runs the
+            members one after another inside one program, which is what few cores like; None picks by platform.
+
+    Example:
+        >>> from jaxsae.recipes import topk
+        >>> fleet = Fleet(topk(d_in=8, d_sae=32, k=4), (Member(0, (("k", 2),)), Member(0, (("k", 4),))))
+        >>> batch = {"x": jax.random.normal(jax.random.key(1), (64, 8))}
+        >>> states = jax.jit(fleet.init)(None, batch)
+        >>> states, metrics = jax.jit(fleet.step)(states, batch)
+        >>> [round(float(v), 1) for v in metrics["l0"]], fleet.export(states, 1).k
+        ([2.0, 4.0], 4)
+    """
+
+    recipe: Recipe
+    members: tuple[Member, ...]
+    together: Literal["vmap", "scan"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ConfigError("a fleet needs at least one member")
+        names = [sorted(n for n, _ in m.values) for m in self.members]
+        if any(n != names[0] for n in names):
+            raise ConfigError("all members of a fleet must set the same scalars; give every one its value")
+        hyper, cap = dict(self.recipe.hyper), _capacity(self.recipe)
+        for name in names[0]:
+            if name not in hyper:
+                raise ConfigError(
+                    f"{name!r} cannot be swept within one program of recipe {self.recipe.name!r}"
+                    f"{closest(name, hyper)}; scalars that can: {', '.join(sorted(hyper))}"
+                )
+        too_many = [v for m in self.members for n, v in m.values if n == "k" and cap is not None and not 0 < v <= cap]
+        if too_many:
+            raise ConfigError(f"a swept k must lie between 1 and the recipe's k = {cap}, found {too_many[0]}")
+
+    # ---------------------------------------------------------------------------------------- the face of a recipe
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def d_in(self) -> int:
+        return self.recipe.d_in
+
+    @property
+    def d_sae(self) -> int:
+        return self.recipe.d_sae
+
+    @property
+    def size(self) -> int:
+        """Number of runs."""
+        return len(self.members)
+
+    def init(self, key: jax.Array | None, batch: Batch, frozen: PyTree = ()) -> State:
+        """Fresh states of all runs; run i is that of a lone recipe with the key of its seed.
+
+        Args:
+            key: not used: every member has a seed of its own.
+            batch: a sample of the data.
+            frozen: arrays from outside that the view reads.
+        """
+        del key
+        keys = jax.vmap(jax.random.key)(jnp.array([m.seed for m in self.members], jnp.uint32))
+        defaults, columns = dict(self.recipe.hyper), [dict(m.values) for m in self.members]
+        hyper = {n: np.asarray([c[n] for c in columns], _dtype(defaults[n])) for n in columns[0]}
+        init = lambda key, own: self.recipe.init(key, batch, frozen, **own)  # noqa: E731
+        states = jax.vmap(init)(keys, hyper)
+        health = {"alive": jnp.ones(self.size, bool), "stopped": jnp.full(self.size, -1, jnp.int32)}
+        return replace(states, step=jnp.int32(0), track={**states.track, HEALTH: health})
+
+    def step(self, states: State, batch: Batch, frozen: PyTree = ()) -> tuple[State, Params]:
+        """One step of every run that goes on: (states, metrics [N] by name and "alive" [N] bool)."""
+        health, old = states.track[HEALTH], _without_health(states)
+
+        def one(state: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
+            new, metrics = self.recipe.step(state, batch, frozen)
+            alive = alive & jnp.isfinite(metrics["loss"]) & _all_finite(new.params)
+            pair = _stepless(new), _stepless(state)  # the step is shared: it must not be batched
+            kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), *pair)
+            return replace(kept, step=new.step), metrics, alive
+
+        new, metrics, alive = self._each(one, old, health["alive"])
+        stopped = jnp.where(health["alive"] & ~alive, states.step, health["stopped"])
+        health = {"alive": alive, "stopped": stopped}
+        return replace(new, track={**new.track, HEALTH: health}), {**metrics, "alive": alive}
+
+    def evaluate(self, states: State, batch: Batch, frozen: PyTree = ()) -> Params:
+        """Metrics [N] of a batch under the inference rules, and "alive" [N]."""
+        one = lambda state, _: (state, self.recipe.evaluate(state, batch, frozen), jnp.bool_(True))  # noqa: E731
+        alive = states.track[HEALTH]["alive"]
+        return {**self._each(one, _without_health(states), alive)[1], "alive": alive}
+
+    def _each(self, one: Callable, states: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
+        """Applies `one` to every run; the step count is shared, so that cadences stay real branches."""
+        axes = self.recipe.over_runs()
+        if (self.together or _best()) == "vmap":
+            return jax.vmap(one, in_axes=(axes, 0), out_axes=(axes, 0, 0))(states, alive)
+
+        def turn(_: Any, xs: tuple[State, jax.Array]) -> tuple[Any, Any]:
+            state, metrics, alive = one(replace(xs[0], step=states.step), xs[1])
+            return state.step, (_stepless(state), metrics, alive)
+
+        step, (new, metrics, alive) = jax.lax.scan(turn, states.step, (_stepless(states), alive))
+        return replace(new, step=step), metrics, alive
+
+    # ------------------------------------------------------------------------------------------------ single runs
+    def member(self, states: State, index: int) -> State:
+        """The state of one run, as a lone recipe has it."""
+        own = _without_health(states)
+        return replace(jax.tree.map(lambda a: a[index], _stepless(own)), step=states.step)
+
+    def export(self, states: State, index: int, form: str = "auto", **options: Any) -> Any:
+        """The frozen SAE of one run; see `Recipe.export`."""
+        return self.recipe.export(self.member(states, index), form, **options)
+
+
+def _without_health(states: State) -> State:
+    return replace(states, track={n: v for n, v in states.track.items() if n != HEALTH})
+
+
+def _stepless(states: State) -> State:
+    nothing: Any = None
+    return replace(states, step=nothing)
+
+
+def _all_finite(params: Params) -> jax.Array:
+    """[] bool.  One sum per leaf, and not a comparison of every entry: any nan or infinity makes it no number."""
+    return jnp.isfinite(sum(jnp.sum(jnp.abs(a)) for a in params.values() if jnp.issubdtype(a.dtype, jnp.floating)))
+
+
+def _best() -> str:
+    return "scan" if jax.default_backend() == "cpu" else "vmap"
+
+
+def _capacity(recipe: Recipe) -> int | None:
+    return getattr(getattr(recipe.encoder, "selector", None), "cap", None)
+
+
+def _dtype(default: Any) -> Any:
+    return jnp.asarray(default).dtype
+
+
+# ----------------------------------------------------------------------------------------------------------- sweeps
+def parse_sweep(sweep: Sequence[str], seed: int, grid: bool = True) -> tuple[Member, ...]:
+    """Members from lines such as "lr=1e-4,3e-4" and "seed=0,1,2".
+
+    Args:
+        sweep: one line per scalar, `name=value,value,...`; the name "seed" stands for seeds.
+        seed: of members that no line gives one.
+        grid: every combination of the values; otherwise the first values together, then the second, and so on.
+
+    Raises:
+        ConfigError: a line that cannot be read, a name twice, or (without grid) lists of different lengths.
+
+    Example:
+        >>> [m.name for m in parse_sweep(["lr=1e-4,3e-4", "seed=0,1"], seed=0)]
+        ['lr=0.0001,seed=0', 'lr=0.0001,seed=1', 'lr=0.0003,seed=0', 'lr=0.0003,seed=1']
+    """
+    lists = _lists(sweep)
+    rows: list[dict[str, float]] = [{}]
+    if grid:
+        for name, values in lists.items():
+            rows = [{**row, name: v} for row in rows for v in values]
+    else:
+        lengths = {name: len(values) for name, values in lists.items()}
+        if len(set(lengths.values())) > 1:
+            raise ConfigError(f"a sweep without grid needs lists of one length, found {lengths}")
+        rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    return tuple(Member(int(row.pop("seed", seed)), tuple(sorted(row.items()))) for row in rows)
+
+
+def _lists(sweep: Sequence[str]) -> dict[str, list[float]]:
+    lists: dict[str, list[float]] = {}
+    for line in sweep:
+        name, _, text = line.partition("=")
+        name = name.strip()
+        try:
+            values = [float(v) for v in text.split(",")]
+        except ValueError:
+            values = []
+        if not name or not values:
+            raise ConfigError(f"config key 'sweep': expected a line such as 'lr=1e-4,3e-4', found {line!r}")
+        if name in lists:
+            raise ConfigError(f"config key 'sweep': {name!r} stands twice; give all its values in one line")
+        if name == "seed" and any(v != int(v) or v < 0 for v in values):
+            raise ConfigError(f"config key 'sweep': seeds are whole numbers from 0 on, found {line!r}")
+        lists[name] = values
+    return lists
+
+
+def largest_k(config: Any, members: Sequence[Mapping | Member]) -> Any:
+    """The recipe's configuration with k set to the largest swept one: the static capacity all members fit in."""
+    found = [v for m in members for n, v in getattr(m, "values", ()) if n == "k"]
+    if not found or not any(f.name == "k" for f in dataclasses.fields(config)):
+        return config
+    return replace(config, k=int(max(found)))

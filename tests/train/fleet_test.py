@@ -1,0 +1,155 @@
+"""Fleets: every run equals the same run alone, one compilation, divergence stops one run only."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsae import io, recipes
+from jaxsae.data.manifest import Manifest
+from jaxsae.data.writer import Block, CacheWriter
+from jaxsae.errors import ConfigError
+from jaxsae.io.digest import digests
+from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig, export, read_records, train
+from jaxsae.train.fleet import HEALTH, Fleet, Member, parse_sweep
+
+D, B = 16, 64
+ROWS = np.random.default_rng(0).standard_normal((1024, 4), np.float32) @ np.random.default_rng(1).standard_normal(
+    (4, D), np.float32
+)
+RECIPE = recipes.topk(D, 48, k=6, lr=1e-3, k_aux=8, dead_after_tokens=200)
+MEMBERS = (
+    Member(0, (("k", 2), ("lr", 1e-3))),
+    Member(1, (("k", 4), ("lr", 3e-3))),
+    Member(1, (("k", 6), ("lr", 1e-3))),
+)
+
+
+def batch(step: int) -> dict[str, jax.Array]:
+    return {"x": jnp.asarray(ROWS[np.random.default_rng(step).integers(0, len(ROWS), B)])}
+
+
+def go(recipe, steps: int, **hyper):
+    state = recipes.init(recipe, jax.random.key(1), batch(0), (), hyper or None)
+    step = jax.jit(recipe.step)
+    for i in range(steps):
+        state, metrics = step(state, batch(i))
+    return state, metrics
+
+
+@pytest.mark.parametrize("together", ["scan", "vmap"])
+def test_every_run_equals_the_same_run_alone(together):
+    fleet = Fleet(RECIPE, MEMBERS, together)
+    states, metrics = go(fleet, 6)
+    alone, last = go(RECIPE, 6, k=4, lr=3e-3)
+    ours = fleet.member(states, 1)
+    assert int(ours.step) == 6
+    for name, value in alone.params.items():
+        np.testing.assert_allclose(ours.params[name], value, rtol=0, atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(metrics["loss"][1], last["loss"], rtol=1e-4)
+    np.testing.assert_array_equal(np.round(metrics["l0"]), [2, 4, 6])
+
+
+@pytest.mark.parametrize("together", ["scan", "vmap"])
+def test_a_diverging_run_stops_where_it_was_finite_and_disturbs_nobody(together):
+    members = (Member(1, (("lr", 1e-3),)), Member(1, (("lr", 1e30),)))
+    fleet = Fleet(RECIPE, members, together)
+    states, metrics = go(fleet, 5)
+    health = states.track[HEALTH]
+    assert health["alive"].tolist() == [True, False]
+    assert 0 <= int(health["stopped"][1]) < 5
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(states.params))
+    alone, _ = go(RECIPE, 5, lr=1e-3)
+    np.testing.assert_allclose(states.params["W_dec"][0], alone.params["W_dec"], rtol=0, atol=2e-5)
+    assert metrics["alive"].tolist() == [True, False]
+
+
+def test_a_sweep_traces_its_step_once():
+    fleet, traces = Fleet(RECIPE, MEMBERS), []
+
+    def step(states, x):
+        traces.append(1)
+        return fleet.step(states, x)
+
+    step, states = jax.jit(step), jax.jit(fleet.init)(None, batch(0))
+    for i in range(3):
+        states, _ = step(states, batch(i))
+    assert len(traces) == 1
+
+
+def test_lines_of_a_sweep():
+    names = [m.name for m in parse_sweep(["lr=1e-4,3e-4", "seed=0,5"], seed=9, grid=False)]
+    assert names == ["lr=0.0001,seed=0", "lr=0.0003,seed=5"]
+    assert [m.seed for m in parse_sweep(["k=2,4"], seed=9)] == [9, 9]
+    for lines, grid, message in [
+        (["lr"], True, "expected a line such as"),
+        (["lr=a,b"], True, "expected a line such as"),
+        (["lr=1", "lr=2"], True, "stands twice"),
+        (["seed=0.5"], True, "whole numbers"),
+        (["lr=1,2", "seed=0,1,2"], False, "lists of one length"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            parse_sweep(lines, seed=0, grid=grid)
+
+
+def test_what_cannot_be_swept_is_refused_with_what_can():
+    with pytest.raises(ConfigError, match=r"'d_sae' cannot be swept.*lr"):
+        Fleet(RECIPE, (Member(0, (("d_sae", 64),)),))
+    with pytest.raises(ConfigError, match="k = 6, found 7"):
+        Fleet(RECIPE, (Member(0, (("k", 7),)),))
+    with pytest.raises(ConfigError, match="same scalars"):
+        Fleet(RECIPE, (Member(0, (("k", 4),)), Member(1)))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cache") / "acts"
+    writer = CacheWriter(path, Manifest(sites=(("site", D),), dtype="float32", host={"name": "toy"}))
+    block = lambda rows: Block({"site": rows}, np.zeros(len(rows), np.int32), np.arange(len(rows), dtype=np.int32))  # noqa: E731
+    writer.commit({"train": block(ROWS[:768]), "heldout": block(ROWS[768:])})
+    writer.finish()
+    return str(path)
+
+
+def config(cache, output, **other) -> TrainConfig:
+    return TrainConfig(
+        recipe=recipes.topk.Config(d_sae=48, k=4, aux_loss_coefficient=0.0),
+        cache=cache,
+        output=str(output),
+        training_tokens=B * 12,
+        train_batch_size_tokens=B,
+        checkpoint=CheckpointPolicy(every_steps=4),
+        log=LogPolicy(every_steps=4, progress=False),
+        evaluate=EvaluatePolicy(every_steps=6, batches=1),
+        **other,
+    )
+
+
+def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path):
+    result = train(config(cache, tmp_path / "run", sweep=("lr=1e-3,1e30", "k=2,8")))
+    summary = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert [r["name"] for r in summary["runs"]][:2] == ["k=2,lr=0.001,seed=0", "k=8,lr=0.001,seed=0"]
+    assert ["sae" in r for r in summary["runs"]] == [True, True, False, False]
+    assert summary["runs"][2]["stopped"] < 12
+    for i, k in [(0, 2), (1, 8)]:
+        assert io.load(result.run_dir.member(i).sae).k == k
+        records = read_records(result.run_dir.member(i).log)
+        assert [r["step"] for r in records if r["kind"] == "train"] == [1, 4, 8, 12]
+    assert "not finite" in read_records(result.run_dir.member(3).log)[-1]["event"]
+    assert digests(result.sae.params) == digests(io.load(result.run_dir.member(summary["best"]).sae).params)
+
+
+def test_a_sweep_goes_on_where_it_was(cache, tmp_path):
+    whole = train(config(cache, tmp_path / "whole", sweep=("lr=1e-3,3e-3",)))
+    short = dataclasses.replace(config(cache, tmp_path / "part", sweep=("lr=1e-3,3e-3",)), training_tokens=B * 5)
+    train(short)
+    again = train(config(cache, tmp_path / "part", sweep=("lr=1e-3,3e-3",)))
+    assert digests(again.state.params) == digests(whole.state.params)
+    assert digests(export(tmp_path / "part", member=1).params) == digests(io.load(again.run_dir.member(1).sae).params)
+    with pytest.raises(ConfigError, match="a member from 0 to 1"):
+        export(tmp_path / "part")
+    with pytest.raises(ConfigError, match="begun with sweep"):
+        train(config(cache, tmp_path / "part", sweep=("lr=1e-3,5e-3",)))
