@@ -10,7 +10,7 @@ import numpy as np
 from jaxsae.errors import ConfigError
 from jaxsae.recipes.recipe import Recipe, init
 from jaxsae.recipes.state import State
-from jaxsae.sae import SAE, DatasetNorm, NoNorm, PreSelect, Rank, Relu, Threshold, Unit
+from jaxsae.sae import SAE, Column, DatasetNorm, NoNorm, PreSelect, Rank, Relu, Threshold, Unit
 from jaxsae.typing import Batch, Params, PyTree
 
 #: Options that only say where training begins.
@@ -193,7 +193,8 @@ def _selection(recipe: Recipe, sae: SAE, leaves: Params, track: PyTree, strict: 
 
 def _seeded(recipe: Recipe, ours: Any, theirs: Any, leaves: Params, track: PyTree) -> PyTree | None:
     """Trackers of a recipe that trains by batch rank and infers by a threshold, starting at the SAE's threshold."""
-    by_batch = isinstance(ours, Rank) and not ours.rule.per_row and "threshold" in track
+    ranks = isinstance(ours, Column) or (isinstance(ours, Rank) and not ours.rule.per_row)
+    by_batch = ranks and "threshold" in track
     if not (by_batch and isinstance(theirs, Threshold) and ours.signed == theirs.signed):
         return None
     norms = jnp.linalg.norm(leaves["W_dec"], axis=1) if ours.by_norm else jnp.ones(recipe.d_sae)

@@ -113,6 +113,7 @@ class Recipe:
         _merge(p, self.readout.init(rows))
         _merge(p, self.dictionary.init(k_dict, rows, p))
         _merge(p, self.encoder.init(k_enc, rows, p, self.dictionary))
+        p = self._dealt(k_dict, p)
         train = self.split(p)[0]
         state = State(
             params=p,
@@ -124,6 +125,15 @@ class Recipe:
             average=dict(train) if self.average_decay is not None else {},
         )
         return jax.tree.map(_strong, state)
+
+    def _dealt(self, key: jax.Array, p: Params) -> Params:
+        """Latents in random order, where position decides who competes and atoms come in the order of the data."""
+        selector = getattr(self.encoder, "selector", None)
+        if not (getattr(selector, "by_position", False) and getattr(self.dictionary, "from_data", False)):
+            return p
+        order = jax.random.permutation(jax.random.fold_in(key, 1), self.d_sae)
+        axes = self.axes
+        return {n: jnp.take(a, order, axis=axes[n].index("S")) if "S" in axes[n] else a for n, a in p.items()}
 
     def init_from(self, sae: SAE, key: jax.Array, batch: Batch, frozen: PyTree = (), **options: Any) -> State:
         """A state that goes on from any frozen SAE; see `jaxsae.recipes.init_from`."""

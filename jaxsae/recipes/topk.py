@@ -1,9 +1,8 @@
 """TopK with AuxK: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", 2406.04093."""
 
-import math
-
 from jaxsae.objective import AuxK, Linear, NormalisedMse
 from jaxsae.optim import Adam, Precision
+from jaxsae.recipes.defaults import aux_latents, lr_rule
 from jaxsae.recipes.recipe import Recipe
 from jaxsae.recipes.registry import published
 from jaxsae.sae import Affine, Bias, EmaThreshold, Fired, NoNorm, PreSelect, Rank, RowNorm, Unit
@@ -55,7 +54,7 @@ def topk(
         >>> topk(d_in=16, d_sae=64, k=4).d_sae
         64
     """
-    aux = min(d_sae, k_aux or 2 ** round(math.log2(max(d_in / 2, 1))))
+    aux = aux_latents(k_aux, d_in, d_sae)
     decay = round(lr_decay_fraction * training_steps)
     return Recipe(
         name="topk",
@@ -66,7 +65,7 @@ def topk(
         terms=(NormalisedMse(), *((AuxK(aux),) if aux_loss_coefficient else ())),
         trackers=(Fired(), EmaThreshold()),
         hyper=(
-            ("lr", lr if lr is not None else 2e-4 / math.sqrt(d_sae / 2**14)),
+            ("lr", lr if lr is not None else lr_rule(d_sae)),
             ("k", k),
             ("dead_after_tokens", dead_after_tokens),
             *((("aux_loss_coefficient", aux_loss_coefficient),) if aux_loss_coefficient else ()),

@@ -3,12 +3,16 @@
 from jaxsae.sae.activations import GroupMax, Linear, Quantised, TanhRelu
 from jaxsae.sae.attention import Lorsa, Temporal, TemporalReadout
 from jaxsae.sae.codes import Codes, DenseCodes, SparseCodes
+from jaxsae.sae.columns import Column
+from jaxsae.sae.density import Density, ZipfFit, density_value, fit_zipf, zipf_curve
 from jaxsae.sae.dictionaries import Free, Normalised, Tied, Unit, decode_rows
 from jaxsae.sae.encode import PreSelect
 from jaxsae.sae.encoders import Affine, TiedAffine
 from jaxsae.sae.gates import Gated, Glu, LayerNormed
 from jaxsae.sae.levels import One
+from jaxsae.sae.norm_matching import AfaRule
 from jaxsae.sae.norms import DatasetNorm, NoNorm, RowNorm
+from jaxsae.sae.probe import Probe, ProbeRule, fit_probe
 from jaxsae.sae.pursuit import OrthogonalPursuit, Pursuit
 from jaxsae.sae.readout import Bias, LinearSkip
 from jaxsae.sae.records import Ctx, Out, Pre, Rows, Selection, Want
@@ -20,10 +24,21 @@ from jaxsae.sae.selectors import Rank, Relu, Threshold
 from jaxsae.sae.sites import Blocks, BySite, PerSite, PerSiteSkip, SharedSites, Stacked, Triangular
 from jaxsae.sae.trackers import EmaThreshold, Fired, threshold_value
 from jaxsae.sae.transforms import Transforms
-from jaxsae.sae.views import Identity
+from jaxsae.sae.views import Identity, Scored
 
 __all__ = [
     "SAE",
+    "Column",
+    "Density",
+    "ZipfFit",
+    "density_value",
+    "fit_zipf",
+    "zipf_curve",
+    "AfaRule",
+    "Probe",
+    "ProbeRule",
+    "fit_probe",
+    "Scored",
     "Affine",
     "BatchRule",
     "Bias",

@@ -10,8 +10,9 @@ from jaxsae.config import register
 from jaxsae.errors import ConfigError
 from jaxsae.sae.codes import DenseCodes, SparseCodes
 from jaxsae.sae.records import Ctx, Pre, Selection, Want
-from jaxsae.sae.selectors import dead_candidates
+from jaxsae.sae.selectors import Threshold, dead_candidates
 from jaxsae.sae.slots import Dictionary
+from jaxsae.sae.trackers import threshold_value
 from jaxsae.typing import Params, PyTree
 
 
@@ -62,34 +63,63 @@ class TanhRelu:
 class GroupMax:
     """The best latent of each of `groups` equal, contiguous groups, worth relu(value); ties to the first.
 
-    The `groupmax` activation of EleutherAI's sparsify.  L0 is at most `groups`.
+    The `groupmax` activation of EleutherAI's sparsify.  L0 is at most `groups`.  Latents of one group exclude each
+    other for good: a recipe whose dictionary draws its atoms from data deals them out at random (`by_position`).
+
+    Args:
+        groups: their number; it must divide d_sae.
+        signed: compare magnitudes and keep signs.
+        by_norm: multiply scores by the norm of the atom.
     """
 
     groups: int
+    signed: bool = False
+    by_norm: bool = False
     ordered = True
+    by_position = True
     may_miss = False
-    forms = ("rank",)
+    forms = ("rank", "threshold")
     axes: ClassVar[dict[str, str]] = {}
     fixed = ()
 
+    def review(self, recipe: Any) -> tuple[str, ...]:
+        """Refuses groups of unequal size."""
+        if self.groups < 1 or recipe.d_sae % self.groups:
+            raise ConfigError(
+                f"recipe {recipe.name!r}: {recipe.d_sae} latents cannot be cut into {self.groups} equal groups; "
+                "choose a number of groups that divides d_sae"
+            )
+        return ()
+
     def init(self, key: jax.Array, d_sae: int) -> Params:
-        if d_sae % self.groups:
-            raise ConfigError(f"GroupMax: {d_sae} latents cannot be cut into {self.groups} equal groups")
         return {}
 
     def select(self, p: Params, pre: Pre, D: Dictionary, ctx: Ctx, want: Want) -> Selection:
-        rows, d_sae = pre.score.shape
-        grouped = pre.score.reshape(rows, self.groups, d_sae // self.groups)
-        first = jnp.arange(self.groups, dtype=jnp.int32) * (d_sae // self.groups)
-        index = jnp.argmax(grouped, axis=-1).astype(jnp.int32) + first[None]
-        score = jax.lax.stop_gradient(jnp.take_along_axis(pre.score, index, axis=1))
-        keep = (score > 0) & (ctx.rows.mask[:, None] > 0)
-        values = jnp.where(keep, jax.nn.relu(jnp.take_along_axis(pre.value, index, axis=1)), 0.0)
-        aux = dead_candidates(pre, ctx, want)
-        return Selection(SparseCodes(values, index, d_sae), aux=aux, pre=pre if want.pre else None)
+        score = jax.lax.stop_gradient(jnp.abs(pre.score) if self.signed else pre.score)
+        score = score * self._scale(p, D)[None]
+        rows, d_sae = score.shape
+        size = d_sae // self.groups
+        first = jnp.arange(self.groups, dtype=jnp.int32) * size
+        index = jnp.argmax(score.reshape(rows, self.groups, size), axis=-1).astype(jnp.int32) + first[None]
+        best = jnp.take_along_axis(score, index, axis=1)
+        keep = (best > 0) & (ctx.rows.mask[:, None] > 0)
+        value = jnp.take_along_axis(pre.value, index, axis=1)
+        codes = SparseCodes(jnp.where(keep, value if self.signed else jax.nn.relu(value), 0.0), index, d_sae)
+        lowest = jnp.min(jnp.where(keep, best, jnp.inf), axis=1)
+        kept_min = jnp.nanmean(jnp.where(jnp.isfinite(lowest), lowest, jnp.nan))
+        aux = dead_candidates(Pre(score, pre.value, pre.x), ctx, want, self.signed)
+        return Selection(codes, kept_min=kept_min, aux=aux, pre=pre if want.pre else None)
 
-    def frozen(self, p: Params, track: PyTree, hyper: Params, D: Dictionary, form: str) -> tuple["GroupMax", Params]:
-        return self, {}
+    def _scale(self, p: Params, D: Dictionary) -> jax.Array:
+        return jax.lax.stop_gradient(D.norms(p)) if self.by_norm else jnp.ones(D.d_sae)
+
+    def frozen(self, p: Params, track: PyTree, hyper: Params, D: Dictionary, form: str) -> tuple[Any, Params]:
+        """Rank form: itself.  Threshold form: the tracked average, about the same mean L0, across groups."""
+        if form == "rank":
+            return self, {}
+        if "threshold" not in track:
+            raise ConfigError("the threshold form needs the tracker 'threshold'; train with EmaThreshold()")
+        return Threshold(self.signed), {"threshold": threshold_value(track["threshold"]) / self._scale(p, D)}
 
 
 @register("selector.quantised")

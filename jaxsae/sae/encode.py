@@ -68,8 +68,9 @@ class PreSelect:
 
     def encode(self, p: Params, x: jax.Array, D: Dictionary, ctx: Ctx, want: Want, fused: bool) -> Selection:
         """Codes of normalised rows x [B, D]."""
-        judged_alone = ctx.train or getattr(getattr(self.selector, "rule", None), "per_row", False)
-        if fused and judged_alone and self.can_fuse(want):
+        # Nobody recomputes an inference, so there a list that may be too short is not used at all.
+        judged_alone = getattr(getattr(self.selector, "rule", None), "per_row", False) and not self.may_miss
+        if fused and (ctx.train or judged_alone) and self.can_fuse(want):
             fusable: Any = self.selector
             return fusable.select_affine(p, x, self.encoder.affine(p), D, ctx, want)  # type: ignore[attr-defined]
         return self.selector.select(p, self.encoder.pre(p, x, D, ctx), D, ctx, want)

@@ -71,7 +71,7 @@ class DatasetNorm:
 
     def fold(self, p: Params, leaves: Params) -> Params:
         """Scales the leaves of a frozen coder so that it takes and returns raw rows."""
-        factors = {"W_enc": p["c_in"], "W_dec": 1 / p["c_out"], "b_dec": 1 / p["c_out"]}
+        factors = {"W_enc": p["c_in"], "probe_w": p["c_in"], "W_dec": 1 / p["c_out"], "b_dec": 1 / p["c_out"]}
         factors["W_skip"] = p["c_in"] / p["c_out"]
         return {k: v * factors[k] if k in factors else v for k, v in leaves.items()}
 

@@ -40,6 +40,7 @@ class RowRule:
 
     may_miss = False
     per_row = True
+    reads = ("k",)
     axes: ClassVar[dict[str, str]] = {}
     fixed = ()
 
@@ -74,6 +75,7 @@ class BatchRule:
 
     may_miss = True
     per_row = False
+    reads = ("k",)
     axes: ClassVar[dict[str, str]] = {}
     fixed = ()
 

@@ -1,7 +1,7 @@
 """Selectors: from scores to codes.  Thresholds give dense codes, ranks give sparse ones."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -169,9 +169,11 @@ class Rank:
         return Selection(codes, exact, kept_min, SparseCodes(values, index, len(scale)))
 
     def frozen(self, p: Params, track: PyTree, hyper: Params, D: Dictionary, form: str):
-        """Rank form: the same selector with k as a leaf.  Threshold form: the tracked average, per latent."""
+        """Rank form: the same selector, its rule's leaves and k as a leaf.  Threshold form: the tracked average."""
         if form == "rank":
-            return self, {"k": jnp.asarray(hyper["k"]).astype(jnp.int32)}
+            rule: Any = self.rule.frozen() if hasattr(self.rule, "frozen") else self.rule
+            k = {"k": jnp.asarray(hyper["k"]).astype(jnp.int32)} if "k" in hyper else {}
+            return replace(self, rule=rule), {**{name: p[name] for name in rule.axes}, **k}
         if "threshold" not in track:
             raise ConfigError("the threshold form needs the tracker 'threshold'; train with EmaThreshold()")
         theta = threshold_value(track["threshold"])

@@ -8,24 +8,29 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
-from jaxsae.objective import Constant, Mean, Mse
+from jaxsae.objective import AuxK, AuxZipf, Constant, Mean, Mse, ProbeDrift, ProbeError
 from jaxsae.recipes import Recipe
 from jaxsae.sae import (
     Affine,
     Bias,
     Blocks,
     BySite,
+    Column,
     Ctx,
+    Density,
+    EmaThreshold,
     Fired,
     Free,
     Gated,
     GroupMax,
+    Identity,
     Lorsa,
     OrthogonalPursuit,
     Out,
     PerSite,
     PerSiteSkip,
     PreSelect,
+    ProbeRule,
     Pursuit,
     Quantised,
     Rank,
@@ -110,6 +115,39 @@ def _tied(base: Recipe) -> Recipe:
     return replace(base, encoder=encoder, dictionary=Tied(base.d_sae, base.d_in))
 
 
+def _by_column(base: Recipe) -> Recipe:
+    selector, trackers = Column(4, zipf=True), (Fired(), Density(), EmaThreshold(per_latent=True))
+    hyper = (*base.hyper, ("zipf_q", 1.0), ("zipf_s", 0.7))
+    encoder = PreSelect(Affine(base.d_in, base.d_sae, "b_dec"), selector)
+    return replace(base, encoder=encoder, trackers=trackers, hyper=hyper)
+
+
+def _aux_zipf(base: Recipe) -> Recipe:
+    terms = (*(t for t in base.terms if not isinstance(t, AuxK)), AuxZipf(6, evidence=1.0))
+    hyper = (*base.hyper, ("zipf_q", 1.0), ("zipf_s", 0.7), ("zipf_tolerance", 0.2))
+    return replace(base, terms=terms, trackers=(*base.trackers, Density()), hyper=hyper)
+
+
+@register("whole.half_scored")
+@dataclass(frozen=True)
+class LengthScored:
+    """Rows scored by their mean square: batches of the suite carry no scores."""
+
+    scored = True
+
+    def __call__(self, batch: Any, frozen: Any) -> Any:
+        rows = Identity()(batch, frozen)
+        return rows._replace(extra={"score": jnp.clip(jnp.mean(rows.x**2, axis=1), 0.0, 10.0)})
+
+
+def _probed(base: Recipe, trained: bool = True) -> Recipe:
+    rank = Rank(16, ProbeRule(base.d_in, trained=trained))
+    terms = (*base.terms, ProbeError(), ProbeDrift()) if trained else base.terms
+    hyper = (*base.hyper, ("probe_coefficient", 0.1))
+    encoder = PreSelect(Affine(base.d_in, base.d_sae, "b_dec"), rank)
+    return replace(base, view=LengthScored(), encoder=encoder, terms=terms, hyper=hyper)
+
+
 def _selector(selector: Any) -> Callable[[Recipe], Recipe]:
     return lambda base: _plain(base, PreSelect(Affine(base.d_in, base.d_sae), selector))
 
@@ -132,7 +170,13 @@ WHOLES: dict[str, Callable[[Recipe], Recipe]] = {
     "encoder.tied": _tied,
     "encode.pursuit": lambda base: _plain(base, Pursuit(base.d_in, base.d_sae, 3, stop_on_repeat=True)),
     "encode.orthogonal_pursuit": lambda base: _plain(base, OrthogonalPursuit(base.d_in, base.d_sae, 3)),
+    "rule.probe": _probed,
+    "selector.column": _by_column,
     "selector.group_max": _selector(GroupMax(4)),
+    "term.aux_zipf": _aux_zipf,
+    "term.probe_drift": _probed,
+    "term.probe_error": _probed,
+    "view.scored": lambda base: replace(base, view=LengthScored()),
     "selector.quantised": _selector(Quantised(4)),
     "selector.tanh_relu": _selector(TanhRelu()),
 }

@@ -28,6 +28,7 @@ from jaxsae.sae import (
     Rank,
     Relu,
     RowLength,
+    RowRule,
     Threshold,
     Transforms,
     Triangular,
@@ -164,7 +165,7 @@ def _activation(
         return "jumprelu", {LOG_THRESHOLD: _logarithm(threshold)}, {"sparsity_include_decoder_norm": False}
     if isinstance(selector, Rank) and isinstance(selector.rule, BatchRule):
         return "batchtopk", {}, {"top_k": k, "sparsity_include_decoder_norm": selector.by_norm}
-    if isinstance(selector, Rank) and selector.rule.per_row and selector.rectify and not selector.signed:
+    if isinstance(selector, Rank) and isinstance(selector.rule, RowRule) and selector.rectify and not selector.signed:
         return "topk", {}, {"top_k": k, "sparsity_include_decoder_norm": selector.by_norm}
     refuse(FORMAT, f"the selection {selector}", ("sae_lens",))
 

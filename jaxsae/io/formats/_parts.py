@@ -31,6 +31,7 @@ from jaxsae.sae import (
     PreSelect,
     Rank,
     Relu,
+    RowRule,
     RowShape,
     Standardise,
     Threshold,
@@ -97,7 +98,7 @@ class Parts:
             return "relu"
         if isinstance(s, Threshold) and not s.signed and self._rectified(s):
             return "jumprelu"
-        if isinstance(s, Rank) and s.rule.per_row and (s.rectify or s.signed):
+        if isinstance(s, Rank) and isinstance(s.rule, RowRule) and (s.rectify or s.signed):
             return "abstopk" if s.signed else "topk"
         if isinstance(s, Rank) and not s.rule.per_row:
             return "top-k of the whole batch (load it with selection='threshold', or export its threshold form)"

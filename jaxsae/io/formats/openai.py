@@ -15,7 +15,7 @@ from jaxsae.io.formats._parts import ABLE, parts
 from jaxsae.io.formats._pt import pt_bytes
 from jaxsae.io.formats._sidecar import write_with_notes
 from jaxsae.io.formats._weights import transposed
-from jaxsae.sae import SAE, Linear, NoNorm, Rank, Relu, RowNorm
+from jaxsae.sae import SAE, Linear, NoNorm, Rank, Relu, RowNorm, RowRule
 
 NAME = "openai"
 TITLE = "OpenAI sparse_autoencoder .pt"
@@ -95,7 +95,7 @@ def save(sae: SAE, path: Path, notes: Notes) -> None:
     p = parts(sae, NAME, notes).fold_scaling()
     if isinstance(p.selector, Linear):
         name, state = "Identity", {}
-    elif isinstance(p.selector, Rank) and p.selector.rule.per_row and not p.selector.signed:
+    elif isinstance(p.selector, Rank) and isinstance(p.selector.rule, RowRule) and not p.selector.signed:
         p = p.unit_atoms() if p.selector.by_norm else p
         name, state = "TopK", {"k": p.k, "postact_fn": "ReLU" if p.selector.rectify else "Identity"}
     else:

@@ -1,0 +1,13 @@
+"""Defaults that several published methods share."""
+
+import math
+
+
+def lr_rule(d_sae: int) -> float:
+    """2e-4 / sqrt(d_sae / 2^14): the learning rate of Gao et al. 2024 (2406.04093), meant for large batches."""
+    return 2e-4 / math.sqrt(d_sae / 2**14)
+
+
+def aux_latents(k_aux: int | None, d_in: int, d_sae: int) -> int:
+    """k_aux, or the power of two nearest to d_in / 2 (Gao et al. 2024, A.2); at most d_sae."""
+    return min(d_sae, k_aux or 2 ** round(math.log2(max(d_in / 2, 1))))
