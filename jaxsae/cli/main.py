@@ -20,6 +20,7 @@ COMMANDS = {
         "jaxsae.cli.convert:Convert",
         "read other libraries' dictionaries, write them, and check what was written",
     ),
+    "bench methods": ("jaxsae.cli.bench_methods:BenchMethods", "what a step of every method costs, relative to topk"),
     "bench stream": ("jaxsae.cli.bench_stream:BenchStream", "how fast batches come out of a cache"),
     "doctor": ("jaxsae.cli.doctor:Doctor", "devices, versions, caches, and what is missing for which feature"),
 }

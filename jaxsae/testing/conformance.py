@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsae import config, parallel
+from jaxsae.errors import ConfigError
 from jaxsae.recipes import Recipe, State, letters, permute, placements
 from jaxsae.sae import check_shapes
 from jaxsae.testing.members import D_IN, ROWS
@@ -116,8 +117,17 @@ def check_sharded_equals_whole(recipe: Recipe, key: Any) -> None:
 
 
 def check_permutes(recipe: Recipe, key: Any) -> None:
-    """Step then permute equals permute then step: parameters, moments and trackers move together."""
+    """Step then permute equals permute then step: parameters, moments and trackers move together.
+
+    Where the order of latents is structural, permuting must be refused instead.
+    """
     data = batches(3)
+    if getattr(recipe.encoder, "ordered", False) or getattr(recipe.dictionary, "ordered", False):
+        try:
+            permute(recipe, recipe.init(key, data[0]), jnp.arange(recipe.d_sae))
+        except ConfigError:
+            return
+        raise AssertionError("an order that is structural was permuted")
     state, _ = run(recipe, data, key)
     order = jax.random.permutation(key, recipe.d_sae)
     step = jax.jit(recipe.step)
