@@ -150,7 +150,7 @@ def with_probe(state: State, w: jax.Array, b: jax.Array) -> State:
         >>> float(with_probe(state, jnp.ones(8), jnp.float32(5.0)).params["probe_b"])
         5.0
     """
-    new = {"probe_w": jnp.asarray(w, jnp.float32), "probe_b": jnp.asarray(b, jnp.float32)}
+    new = {"probe_w": jnp.array(w, jnp.float32), "probe_b": jnp.array(b, jnp.float32)}  # copies: steps donate the state
     for name, value in new.items():
         if name not in state.params or state.params[name].shape != value.shape:
             found = state.params[name].shape if name in state.params else "no such leaf"
