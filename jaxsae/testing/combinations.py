@@ -11,6 +11,7 @@ import json
 import pathlib
 import sys
 import tempfile
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -188,8 +189,8 @@ def table(results: dict[Cell, str]) -> str:
         "exported, saved and loaded again with equal codes, or refused when it is built.  Written by",
         "`python -m jaxsae.testing.combinations docs/combinations.md`; a member joins by registering.",
         "",
-        f"{len(results)} cells: {works} work ({100 * works / max(len(results), 1):.1f} %), "
-        f"{len(results) - works} are refused.",
+        f"{len(results)} cells run: {works} work ({100 * works / max(len(results), 1):.1f} %), "
+        f"{len(results) - works} are refused; {len(every_cell()) - len(results)} cells have not been run.",
         "",
         f"Levels: {', '.join(_short(t) for t in c['levels'])}.  Dictionaries: "
         f"{', '.join(_short(t) for t in c['dictionary'])}.",
@@ -218,21 +219,25 @@ def _short(tag: str) -> str:
     return tag.split(".")[1]
 
 
-def main(path: str) -> None:
-    """Runs what has not run yet and writes the page."""
-    notes, cells = pathlib.Path(path).with_suffix(".json"), every_cell()
-    known = {tuple(k.split("|")): v for k, v in json.loads(notes.read_text()).items()} if notes.exists() else {}
-    results = {}
-    for i, cell in enumerate(cells):
-        key = (cell.selector, cell.levels, cell.dictionary, *cell.terms)
-        results[cell] = known[key] if key in known else check(cell)
-        known[key] = results[cell]
-        if i % 20 == 0 or cell is cells[-1]:
-            notes.write_text(json.dumps({"|".join(k): v for k, v in known.items()}, indent=0))
-            print(f"{i + 1} of {len(cells)}", flush=True)
+def main(path: str, seconds: float = float("inf")) -> None:
+    """Runs what has not run yet, for so long, and writes the page.
+
+    Cells run in a fixed random order, so that a page written early is a fair sample; it says how many are missing.
+    """
+    notes, cells, end = pathlib.Path(path).with_suffix(".json"), every_cell(), time.monotonic() + seconds
+    known: dict[str, str] = json.loads(notes.read_text()) if notes.exists() else {}
+    order = np.random.default_rng(0).permutation(len(cells))
+    for done, i in enumerate(order):
+        name = "|".join((*cells[i][:3], *cells[i].terms))
+        if name not in known and time.monotonic() < end:
+            known[name] = check(cells[i])
+            notes.write_text(json.dumps(known, indent=0, sort_keys=True))
+        if done % 20 == 19:
+            print(f"{done + 1} of {len(cells)}", flush=True)
             jax.clear_caches()
-    pathlib.Path(path).write_text(table(results))
+    named = {cell: "|".join((*cell[:3], *cell.terms)) for cell in cells}
+    pathlib.Path(path).write_text(table({cell: known[name] for cell, name in named.items() if name in known}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(float, sys.argv[2:]))
