@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.errors import ConfigError
 from jaxsae.sae.records import Ctx, Out
 from jaxsae.typing import PyTree
 
@@ -56,6 +57,11 @@ class EmaThreshold:
         return {"sum": zeros, "weight": zeros}
 
     def observe(self, out: Out, ctx: Ctx) -> PyTree:
+        if out.sel.kept_min is None:
+            raise ConfigError(
+                "the tracker 'threshold' averages the smallest kept score, which this selection does not report; it "
+                "needs a selector that ranks"
+            )
         return out.sel.kept_min
 
     def update(self, own: PyTree, observed: PyTree, ctx: Ctx) -> PyTree:

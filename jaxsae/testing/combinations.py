@@ -85,6 +85,7 @@ def build(cell: Cell) -> Recipe:
     encoder = next((e for e in given if e != given[0]), given[0])
     chosen: Any = recipes[0].encoder
     terms = [_term(small()[tag], tag) for tag in cell.terms]
+    added = [t for r in recipes for t in r.trackers if t not in BASE.trackers]
     views = [r.view for r in recipes if r.view != BASE.view]
     return replace(
         recipes[0],
@@ -94,7 +95,7 @@ def build(cell: Cell) -> Recipe:
         dictionary=recipes[1].dictionary,
         levels=recipes[2].levels,
         terms=(NormalisedMse(), *terms),
-        trackers=tuple(_by_name([t for r in recipes for t in r.trackers]).values()),
+        trackers=tuple(_by_name([*recipes[0].trackers, *added]).values()),
         transforms=tuple(dict.fromkeys(t for r in recipes for t in r.transforms)),
         hyper=tuple(_first([pair for r in recipes for pair in r.hyper]).items()),
     )
