@@ -34,9 +34,22 @@ def check(recipe: "Recipe") -> None:
     cap = getattr(getattr(recipe.encoder, "selector", None), "cap", None)
     if cap is not None and not 0 < cap <= recipe.d_sae:
         raise ConfigError(f"recipe {recipe.name!r}: k must lie between 1 and d_sae = {recipe.d_sae}, found {cap}")
+    _check_leaves(recipe)
     _check_terms(recipe)
     for member in parts(recipe):
         _check_member(recipe, member)
+
+
+def _check_leaves(recipe: "Recipe") -> None:
+    owner: dict[str, str] = {}
+    for slot in ("norm", "readout", "dictionary", "encoder"):
+        for name in getattr(recipe, slot).axes:
+            if name in owner:
+                raise ConfigError(
+                    f"recipe {recipe.name!r}: {owner[name]} and {slot} both own the leaf {name!r}; choose an "
+                    f"{slot} that reads the one of the {owner[name]}"
+                )
+            owner[name] = slot
 
 
 def _check_terms(recipe: "Recipe") -> None:

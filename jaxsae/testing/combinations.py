@@ -81,7 +81,7 @@ def build(cell: Cell) -> Recipe:
     """
     recipes = [small()[tag] for tag in (cell.selector, cell.dictionary, cell.levels, *cell.terms)]
     # A tied dictionary or a gate's term comes with the encoder that it reads.
-    given: list[Any] = [getattr(r.encoder, "encoder", None) for r in (BASE, *recipes)]
+    given: list[Any] = [getattr(r.encoder, "encoder", None) for r in (BASE, *recipes[1:], recipes[0])]
     encoder = next((e for e in given if e != given[0]), given[0])
     chosen: Any = recipes[0].encoder
     terms = [_term(small()[tag], tag) for tag in cell.terms]
