@@ -1,11 +1,21 @@
-"""Which implementation of an op runs: the one asked for by name, or the first that suits the platform.
+"""Which implementation of an op runs: the one asked for by name, or the best known for device, shape and dtype.
 
-`None` picks by platform and may fall back with a logged reason; a named implementation never falls back.
+`None` reads the table of the device's kind (`kernels/dispatch/<kind>.json`, written by `jaxsae bench kernels --tune`)
+and falls back, with its choice logged once, to the first implementation that the platform has.  A named implementation
+never falls back: where it cannot run, one sentence says why and what can.
 """
 
+import contextlib
 import functools
+import json
 import logging
-from collections.abc import Callable, Mapping
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -13,30 +23,137 @@ from jaxsae.errors import ConfigError, closest
 
 log = logging.getLogger("jaxsae.kernels")
 
+#: Measured tables, one per kind of device.
+TABLES = pathlib.Path(__file__).parent / "dispatch"
 
-def choose(op: str, implementation: str | None, available: Mapping[str, Callable]) -> Callable:
+#: Sizes of one call by axis letter ("B", "D", "S", "K", ...).
+Shape = Mapping[str, int]
+
+#: A measurement counts for shapes within this factor of it (the distance is the largest ratio over the axes).
+REACH = 8.0
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    Args:
+        run: the function.
+        platforms: where it runs ("cpu", "gpu", "tpu"); empty for everywhere.
+        refuse: (shape, dtype) -> why this call cannot be served, or None.  The dtype is a name such as "float32".
+    """
+
+    run: Callable
+    platforms: tuple[str, ...] = ()
+    refuse: Callable[[Shape, str], str | None] | None = None
+
+    def objection(self, platform: str, shape: Shape, dtype: str) -> str | None:
+        """Why it cannot run here, or None."""
+        if self.platforms and platform not in self.platforms:
+            return f"runs on {' and '.join(self.platforms)}, this is {platform}"
+        return self.refuse(shape, dtype) if self.refuse and shape else None
+
+
+Available = Mapping[str, "Callable | Implementation"]
+
+_target: ContextVar[tuple[str, str] | None] = ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str, kind: str) -> Iterator[None]:
+    """Choices inside are made for another device than this process has, as ahead-of-time compilation needs.
+
+    Example:
+        >>> with compiling_for("tpu", "TPU v5 lite"):
+        ...     device()
+        ('tpu', 'TPU v5 lite')
+    """
+    token = _target.set((platform, kind))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def device() -> tuple[str, str]:
+    """(platform, kind) that choices are made for."""
+    target = _target.get()
+    return target if target is not None else (jax.default_backend(), jax.devices()[0].device_kind)
+
+
+def choose(op: str, implementation: str | None, available: Available, shape: Shape | None = None, dtype: Any = None):
     """The function that will compute `op`.
 
     Args:
-        op: name of the op, for messages.
-        implementation: a key of `available`, or None for the best on this platform.
-        available: implementations of this op in order of preference.
+        op: name of the op, for messages and for the table.
+        implementation: a key of `available`, or None for the best here.
+        available: implementations of this op in order of preference; a bare function runs everywhere.
+        shape: sizes of this call by axis letter; without it only the platform decides.
+        dtype: of the operands.
 
     Raises:
-        ConfigError: the named implementation does not exist for this op; the message lists those that do.
+        ConfigError: the named implementation does not exist or cannot serve this call; the message says what can.
+
+    Example:
+        >>> choose("double", None, {"xla": lambda x: 2 * x})(3)
+        6
     """
+    shape, name = dict(shape or {}), "" if dtype is None else jax.numpy.dtype(dtype).name
+    platform, kind = device()
+    all_of_them = {n: i if isinstance(i, Implementation) else Implementation(i) for n, i in available.items()}
+    objections = {n: i.objection(platform, shape, name) for n, i in all_of_them.items()}
+    possible = [n for n, why in objections.items() if why is None]
     if implementation is None:
-        name = next(iter(available))
-        _log_once(op, name, jax.default_backend())
-        return available[name]
+        picked, reason = _best(op, possible, kind, shape, name)
+        _log_once(op, picked, kind, reason)
+        return all_of_them[picked].run
     if implementation not in available:
-        raise ConfigError(f"{op}: no implementation {implementation!r} here{closest(implementation, available)}")
-    return available[implementation]
+        raise ConfigError(f"{op}: no implementation {implementation!r} here{closest(implementation, possible)}")
+    if objections[implementation] is not None:
+        raise ConfigError(f"{op}: {implementation!r} {objections[implementation]}; possible: {', '.join(possible)}")
+    return all_of_them[implementation].run
+
+
+def _best(op: str, possible: list[str], kind: str, shape: dict[str, int], dtype: str) -> tuple[str, str]:
+    """(name, reason): the fastest in the nearest measurement, else the first in order of preference."""
+    near = [(d, row) for row in table(kind).get(op, []) if (d := distance(row, shape, dtype)) <= REACH]
+    if near:
+        row = min(near, key=lambda pair: pair[0])[1]
+        measured = sorted((n for n in row["milliseconds"] if n in possible), key=row["milliseconds"].get)
+        if measured:
+            return measured[0], "measured"
+    if not possible:
+        raise ConfigError(f"{op}: no implementation can serve {shape} in {dtype} on {kind}")
+    return possible[0], "not measured, first in order of preference"
+
+
+def distance(row: Mapping[str, Any], shape: Shape, dtype: str) -> float:
+    """The largest ratio between two calls' sizes, over the axes; infinite when they are not comparable.
+
+    Example:
+        >>> distance({"shape": {"B": 8, "S": 64}, "dtype": "float32"}, {"B": 16, "S": 64}, "float32")
+        2.0
+    """
+    if row["dtype"] != dtype or set(row["shape"]) != set(shape) or min(shape.values(), default=0) < 1:
+        return math.inf
+    return max(max(shape[a] / n, n / shape[a]) for a, n in row["shape"].items())
+
+
+def table_path(kind: str) -> pathlib.Path:
+    """Where the table of a kind of device lies, e.g. `tpu_v5_lite.json`."""
+    return TABLES / (re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_") + ".json")
 
 
 @functools.cache
-def _log_once(op: str, name: str, platform: str) -> None:
-    log.info("%s on %s: implementation %r", op, platform, name)
+def table(kind: str) -> dict[str, list[dict[str, Any]]]:
+    """op -> measurements {"shape", "dtype", "milliseconds": {implementation: ms}}; empty for a kind without a table."""
+    path = table_path(kind)
+    return json.loads(path.read_text())["ops"] if path.exists() else {}
+
+
+@functools.cache
+def _log_once(op: str, name: str, kind: str, reason: str) -> None:
+    log.info("%s on %s: implementation %r (%s)", op, kind, name, reason)
 
 
 def check_k(op: str, k: int, size: int) -> None:
