@@ -3,6 +3,7 @@
 from jaxsae.kernels.encode_topk.api import encode_topk
 from jaxsae.kernels.path.api import path
 from jaxsae.kernels.sparse_decode.api import sparse_decode
+from jaxsae.kernels.sparse_grad.api import sparse_grad
 from jaxsae.kernels.topk.api import topk
 
-__all__ = ["encode_topk", "path", "sparse_decode", "topk"]
+__all__ = ["encode_topk", "path", "sparse_decode", "sparse_grad", "topk"]

@@ -1,40 +1,60 @@
 """Decoding of sparse codes: a weighted sum of K dictionary rows per row of the batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxsae.kernels import _tpu
 from jaxsae.kernels._control import when
-from jaxsae.kernels._dispatch import choose
+from jaxsae.kernels._dispatch import Available, choose
 from jaxsae.kernels.sparse_decode import reference, xla
 
 
-@jax.custom_vjp
-def _xla(values, indices, W, live):
-    return _forward(values, indices, W, live)
+def _op(backend: Any) -> Callable:
+    """The differentiable op over an implementation's `forward`, `dots` and `outer_sum`."""
+
+    def forward(values, indices, W, live):
+        args = (values, indices, W)
+        return backend.forward(*args) if live is None else when(live, backend.forward, args)
+
+    @jax.custom_vjp
+    def op(values, indices, W, live):
+        return forward(values, indices, W, live)
+
+    def fwd(values, indices, W, live):
+        return forward(values, indices, W, live), (values, indices, W, live)
+
+    def bwd(residuals, g):
+        values, indices, W, live = residuals
+
+        def grads(values, indices, W, g):
+            return backend.dots(g, indices, W), backend.outer_sum(values, indices, g, W.shape[0])[0]
+
+        args = (values, indices, W, g)
+        d_values, dW = grads(*args) if live is None else when(live, grads, args)
+        return d_values.astype(values.dtype), None, dW.astype(W.dtype), None
+
+    op.defvjp(fwd, bwd)
+    return op
 
 
-def _forward(values, indices, W, live):
-    return xla.forward(values, indices, W) if live is None else when(live, xla.forward, (values, indices, W))
+class PallasTpu:
+    """The parts of the op on a TPU."""
 
+    @staticmethod
+    def forward(values, indices, W):
+        return _tpu.run(_tpu.module("sparse_decode").decode, values, indices, W)
 
-def _fwd(values, indices, W, live):
-    return _forward(values, indices, W, live), (values, indices, W, live)
+    @staticmethod
+    def dots(g, indices, W):
+        return _tpu.run(_tpu.module("sparse_decode").dots, g, indices, W)
 
-
-def _bwd(residuals, g):
-    values, indices, W, live = residuals
-
-    def grads(values, indices, W, g):
-        return xla.dots(g, indices, W), xla.outer_sum(values, indices, g, W.shape[0])[0]
-
-    args = (values, indices, W, g)
-    d_values, dW = grads(*args) if live is None else when(live, grads, args)
-    return d_values.astype(values.dtype), None, dW.astype(W.dtype), None
-
-
-_xla.defvjp(_fwd, _bwd)
+    @staticmethod
+    def outer_sum(values, indices, rows, size):
+        kernel = _tpu.module("sparse_grad").sparse_grad
+        return _tpu.run(lambda v, i, r: kernel(v, i, r, size), values, indices, rows)
 
 
 def _reference(values, indices, W, live):
@@ -42,7 +62,11 @@ def _reference(values, indices, W, live):
     return out if live is None else jnp.where(live, out, 0.0)
 
 
-IMPLEMENTATIONS: dict[str, Callable] = {"xla": _xla, "reference": _reference}
+IMPLEMENTATIONS: Available = {
+    "xla": _op(xla),
+    "pallas_tpu": _tpu.implementation(_op(PallasTpu)),
+    "reference": _reference,
+}
 
 
 def sparse_decode(
@@ -60,7 +84,7 @@ def sparse_decode(
         indices: [B, K] int32, every one in 0..S-1; repeated indices add.
         W: [S, E] dictionary, f32 or bf16.
         live: [] bool; when False the codes count as absent: the result and every gradient are 0, at no cost.
-        implementation: None (best here), "xla" or "reference".
+        implementation: None (best here), "xla", "pallas_tpu" or "reference".
 
     Returns:
         [B, E] f32.
@@ -70,4 +94,5 @@ def sparse_decode(
         >>> sparse_decode(jnp.array([[3.0, 1.0]]), jnp.array([[1, 0]]), W).tolist()
         [[1.0, 6.0]]
     """
-    return choose("sparse_decode", implementation, IMPLEMENTATIONS)(values, indices, W, live)
+    shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
+    return choose("sparse_decode", implementation, IMPLEMENTATIONS, shape, W.dtype)(values, indices, W, live)
