@@ -1,0 +1,200 @@
+"""The TPU kernels over rows, interpreted on a CPU with race detection, against the plain references.
+
+Interpreted memory starts as NaN, so a result that read what no copy filled could not be right.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsae import kernels
+from jaxsae.errors import ConfigError
+from jaxsae.kernels.sparse_adam import reference as adam_reference
+from jaxsae.kernels.sparse_adam import xla as adam_xla
+from jaxsae.kernels.sparse_decode import reference as decode_reference
+from jaxsae.kernels.sparse_grad import reference as grad_reference
+
+pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="the Pallas TPU kernels need jax 0.10")
+
+if jax.__version_info__ >= (0, 10):
+    from jax.experimental.pallas import tpu as pltpu
+
+    from jaxsae.kernels.sparse_adam import pallas_tpu as adam
+    from jaxsae.kernels.sparse_decode import pallas_tpu as decode
+    from jaxsae.kernels.sparse_grad import pallas_tpu as grad
+
+    INTERPRET = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+
+
+def no_race():
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call as machine
+
+    return not machine.races.races_found
+
+
+def inputs(batch, k, size, width, dtype=jnp.float32, top=None):
+    """values, indices, table, rows; `top` bounds the indices, the first two entries of each row agree."""
+    rng = np.random.default_rng(batch * k)
+    indices = rng.integers(0, top or size, (batch, k))
+    indices[:, 1:2] = indices[:, :1]
+    make = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    return make(batch, k), jnp.asarray(indices, jnp.int32), make(size, width).astype(dtype), make(batch, width)
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * float(jnp.abs(expected).max()))
+    assert no_race()
+
+
+slow = pytest.mark.slow  # the interpreter takes a millisecond per access of memory
+SHAPES = [
+    (3, 3, 9, 100, jnp.float32),  # nothing divides
+    (2, 9, 16, 256, jnp.bfloat16),
+    (2, 1, 8, 300, jnp.bfloat16),
+    pytest.param(8, 8, 16, 128, jnp.float32, marks=slow),
+    pytest.param(9, 17, 16, 256, jnp.bfloat16, marks=slow),  # a full step of the inner loop, then a short group
+    pytest.param(3, 33, 40, 100, jnp.float32, marks=slow),  # two full steps
+]
+
+
+@pytest.mark.parametrize(("batch", "k", "size", "width", "dtype"), SHAPES)
+def test_decode_dots_and_both_equal_the_reference(batch, k, size, width, dtype):
+    values, indices, W, rows = inputs(batch, k, size, width, dtype)
+    f32 = lambda a: a.astype(jnp.float32)  # noqa: E731
+    y = decode_reference.sparse_decode(values, indices, W)
+    dots = lambda g: jnp.einsum("be,bke->bk", g, f32(W[indices]))  # noqa: E731
+    e, p = decode.decode_and_dots(values, indices, W, rows, interpret=INTERPRET)
+    close(e, rows - y)
+    close(p, dots(rows - y))
+    close(decode.decode(values, indices, W, interpret=INTERPRET), y)
+    close(decode.dots(rows, indices, W, interpret=INTERPRET), dots(rows))
+
+
+@slow
+def test_a_list_too_long_for_the_buffers_is_cut(monkeypatch):
+    monkeypatch.setattr(decode, "BUFFER", 2 * 8 * 128 * 4)
+    values, indices, W, rows = inputs(2, 11, 16, 128)
+    y = decode_reference.sparse_decode(values, indices, W)
+    e, p = decode.decode_and_dots(values, indices, W, rows, interpret=INTERPRET)
+    close(e, rows - y)
+    close(p, jnp.einsum("be,bke->bk", rows - y, W[indices]))
+
+
+def test_tilings_respect_the_memories():
+    for batch, k, width in [
+        (8192, 32, 768),
+        (4096, 64, 4096),
+        (4096, 512, 16384),
+        (1, 1, 128),
+        (4096, 8, 512),
+        (64, 9000, 128),
+    ]:
+        for parts in (1, 2):
+            words = width // parts
+            piece = decode._cuts(k, words)[0]
+            t = decode.Tiling(batch, piece.stop - piece.start, words, parts, True, True)
+            assert t.vmem < 60 << 20
+            assert 4 * t.tokens * t.k * 2 < 512 << 10
+            assert 2 <= t.slots <= t.tokens
+            assert t.tokens % 8 == 0
+            assert sum(w for _, w in t.chunks) == words
+
+
+GRADS = [
+    (4, 3, 40, 100, jnp.float32, False, None),
+    (7, 7, 8, 130, jnp.float32, False, 2),  # two latents own all pairs: more blocks than are prefetched
+    (2, 1, 8, 8, jnp.float32, True, None),
+    pytest.param(3, 11, 140, 1100, jnp.bfloat16, True, None, marks=slow),  # two tiles, two registers, transposed
+    pytest.param(8, 9, 300, 2304, jnp.float32, False, None, marks=slow),
+]
+
+
+@pytest.fixture
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(grad, "CHUNK", 16)
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize(("batch", "k", "size", "width", "dtype", "transposed", "top"), GRADS)
+def test_segment_gradients_equal_the_reference(batch, k, size, width, dtype, transposed, top):
+    values, indices, _, rows = inputs(batch, k, size, width, top=top)
+    rows = rows.astype(dtype)
+    dW, sums = grad.sparse_grad(values, indices, rows, size, transposed, interpret=INTERPRET)
+    expected, expected_sums = grad_reference.sparse_grad(values, indices, rows, size)
+    close(dW.T if transposed else dW, expected)
+    close(sums, expected_sums)
+    untouched = np.setdiff1d(np.arange(size), np.asarray(indices))
+    assert not np.any(np.asarray(dW.T if transposed else dW)[untouched])
+
+
+@slow
+def test_wide_rows_are_handled_in_column_blocks(monkeypatch):
+    monkeypatch.setattr(grad, "vmem_bytes", lambda: 1)
+    values, indices, _, rows = inputs(3, 4, 16, 1100)
+    dW, _ = grad.sparse_grad(values, indices, rows, 16, interpret=INTERPRET)
+    close(dW, grad_reference.sparse_grad(values, indices, rows, 16)[0])
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize(("transposed", "size"), [(False, 24), pytest.param(True, 128, marks=slow)])
+def test_the_fused_step_equals_adam(transposed, size):
+    """At sizes that fill a tile: the interpreter cannot pad an array that is updated in place."""
+    values, indices, W, rows = inputs(4, 5, size, 200)
+    mu, nu = 0.1 * W[::-1], W**2
+    tables = [t.T if transposed else t for t in (W, mu, nu)]
+    rest = (values, indices, rows, jnp.float32(0.01), jnp.int32(3), 0.9, 0.999, 1e-8, transposed)
+    found = adam.sparse_adam(*tables, *rest, interpret=INTERPRET)
+    for a, e in zip(found, adam_reference.sparse_adam(*tables, *rest), strict=True):
+        close(a, e)
+
+
+def test_sums_are_taken_in_the_order_of_tokens():
+    """Against f32 sums in that order in numpy, to within one rounding per product (a fused multiply-add has fewer)."""
+    values, indices, _, rows = inputs(8, 9, 8, 16, top=2)
+    dW = np.asarray(grad.sparse_grad(values, indices, rows, 8, interpret=INTERPRET)[0])
+    expected = np.zeros((8, 16), np.float32)
+    for b in range(8):
+        for v, i in zip(np.asarray(values)[b], np.asarray(indices)[b], strict=True):
+            expected[i] += v * np.asarray(rows)[b]
+    np.testing.assert_allclose(dW, expected, rtol=0, atol=3e-7 * np.abs(expected).max())
+
+
+def test_lazy_rows_rest_and_catch_up():
+    """Three steps of which only the first and last name row 1, against Adam on that row with a gap of gradient 0."""
+    rng = np.random.default_rng(0)
+    W, zero, last = jnp.asarray(rng.standard_normal((6, 4)), jnp.float32), jnp.zeros((6, 4)), jnp.zeros(6, jnp.int32)
+    state, moments = (W, zero, zero, last), (zero[1], zero[1])
+    for step, latent in ((1, 1), (2, 3), (3, 1)):
+        g = jnp.asarray(rng.standard_normal((2, 4)), jnp.float32)
+        values, indices = jnp.ones((2, 1)), jnp.full((2, 1), latent)
+        before = state
+        state = adam_xla.lazy_adam(*state, values, indices, g, jnp.float32(0.1), jnp.int32(step))
+        total = g.sum(0) if latent == 1 else jnp.zeros(4)
+        moments = (0.9 * moments[0] + 0.1 * total, 0.999 * moments[1] + 0.001 * total**2)
+        rests = [s for s in range(6) if s != latent]
+        for now, then in zip(state, before, strict=True):
+            np.testing.assert_array_equal(now[jnp.array(rests)], then[jnp.array(rests)])
+    np.testing.assert_allclose(state[1][1], moments[0], rtol=1e-5)
+    np.testing.assert_allclose(state[2][1], moments[1], rtol=1e-5)
+    assert state[3].tolist() == [0, 3, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_xla_steps_equal_the_reference(batch):
+    values, indices, W, rows = inputs(batch, 3, 400, 10)
+    args = (W, 0 * W, W**2, values, indices, rows, jnp.float32(0.1), jnp.int32(1))
+    pair = [kernels.sparse_adam(*args, implementation=i) for i in ("xla", "reference")]
+    for a, e in zip(*pair, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6)
+
+
+def test_a_named_kernel_is_refused_where_it_cannot_run():
+    values, indices, W, rows = inputs(2, 3, 16, 8)
+    for call in (
+        lambda i: kernels.sparse_decode(values, indices, W, implementation=i),
+        lambda i: kernels.sparse_grad(values, indices, rows, 16, implementation=i),
+        lambda i: kernels.decode_residual_sddmm(values, indices, W, rows, implementation=i),
+    ):
+        with pytest.raises(ConfigError, match="runs on tpu, this is cpu; possible: xla"):
+            call("pallas_tpu")
