@@ -1,12 +1,13 @@
 """Schedules: the shape over training, in 0..1, of a coefficient or learning rate whose peak is an array elsewhere."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.errors import ConfigError
 
 
 class Schedule(Protocol):
@@ -72,3 +73,30 @@ class Cosine:
         span = max(self.training_steps - self.warm_up_steps, 1)
         done = jnp.clip((step - self.warm_up_steps) / span, 0.0, 1.0)
         return up * (self.end + (1 - self.end) * 0.5 * (1 + jnp.cos(jnp.pi * done)))
+
+
+@register("schedule.anneal")
+@dataclass(frozen=True)
+class Anneal:
+    """From `start` times the final value to 1 times it over `steps`, then constant; for k, or for an exponent.
+
+        linear:  start + (1 - start) t        geometric:  start^(1 - t)        t = min(1, step / steps)
+
+    The selector's capacity must hold the largest k that occurs, which is k * start.
+
+    Example:
+        >>> [float(Anneal(5.0, steps=4)(i)) for i in (0, 2, 4, 9)]
+        [5.0, 3.0, 1.0, 1.0]
+    """
+
+    start: float = 2.0
+    steps: int = 0
+    shape: Literal["linear", "geometric"] = "linear"
+
+    def __post_init__(self) -> None:
+        if self.start <= 0 or self.steps < 0:
+            raise ConfigError(f"Anneal: expected start > 0 and steps >= 0, found {self.start} and {self.steps}")
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        t = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / self.steps) if self.steps else jnp.float32(1.0)
+        return self.start ** (1 - t) if self.shape == "geometric" else self.start + (1 - self.start) * t

@@ -2,7 +2,8 @@
 
 A term returns one value per row, [B], which the recipe reduces over the rows that count, or one number, [], when it
 normalises over the batch itself (it must then honour `rows.mask`).  Coefficients are arrays in `state.hyper`; a term
-names its own by `coefficient` ("" means 1) and may shape it over time by a schedule.
+names its own by `coefficient` ("" means 1) and may shape it over time by a schedule.  A term with a `controller` is
+also multiplied by the "scale" that the tracker of this name holds.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxsae.config import register
 from jaxsae.objective.reducers import Mean, Reducer
 from jaxsae.objective.schedules import Constant, Schedule
+from jaxsae.sae.levels import average
 from jaxsae.sae.records import Ctx, Out
 
 #: Guards divisions by a variance that may be 0.
@@ -42,7 +44,9 @@ class Term(Protocol):
 def weight(term: Term, ctx: Ctx) -> jax.Array:
     """What multiplies a term at this step: [] f32."""
     peak = ctx.hyper[term.coefficient] if term.coefficient else 1.0
-    return peak * term.schedule(ctx.step)
+    controller = getattr(term, "controller", "")
+    scale = ctx.track[controller]["scale"] if controller else 1.0
+    return peak * scale * term.schedule(ctx.step)
 
 
 def batch_variance(y: jax.Array, mask: jax.Array) -> jax.Array:
@@ -55,7 +59,7 @@ def batch_variance(y: jax.Array, mask: jax.Array) -> jax.Array:
 @register("term.mse")
 @dataclass(frozen=True)
 class Mse:
-    """||y - yhat||^2, sum over E, mean over levels and then over B (Bricken et al. 2023; Anthropic April 2024)."""
+    """||y - yhat||^2, sum over E, mean over levels (by weight) and B (Bricken et al. 2023; Anthropic April 2024)."""
 
     coefficient: str = ""
     schedule: Schedule = Constant()
@@ -65,7 +69,7 @@ class Mse:
     k_aux = 0
 
     def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
-        return jnp.mean(out.level_sse, axis=1)
+        return average(out.levels, out.level_sse)
 
 
 @register("term.normalised_mse")
@@ -73,7 +77,7 @@ class Mse:
 class NormalisedMse:
     """sum_B,E (y - yhat)^2 / sum_B,E (y - mean_B y)^2: the fraction of variance unexplained of this batch.
 
-    With the constant 1/var(x) of Gao et al. 2024 (section 2.1) taken on the batch itself; averaged over levels.
+    With the constant 1/var(x) of Gao et al. 2024 (section 2.1) taken on the batch itself; levels as in `Mse`.
     """
 
     coefficient: str = ""
@@ -84,8 +88,29 @@ class NormalisedMse:
     k_aux = 0
 
     def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
-        sse = jnp.sum(jnp.mean(out.level_sse, axis=1) * out.rows.mask)
+        sse = jnp.sum(average(out.levels, out.level_sse) * out.rows.mask)
         return sse / jnp.maximum(batch_variance(out.rows.y, out.rows.mask), TINY)
+
+
+@register("term.row_normalised_mse")
+@dataclass(frozen=True)
+class RowNormalisedMse:
+    """||y - yhat||^2 / ||y - mean_B y||^2 of each row, mean over levels (by weight) and B (MSAE, 2502.20578).
+
+    A mean of ratios, where `NormalisedMse` is a ratio of means.  The authors subtract the mean of the data set.
+    """
+
+    coefficient: str = ""
+    schedule: Schedule = Constant()
+    reducer: Reducer = Mean()
+    name = "row_normalised_mse"
+    needs = ()
+    k_aux = 0
+
+    def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
+        y, rows = out.rows.y, out.rows.mask[:, None]
+        mean = jnp.sum(y * rows, axis=0, keepdims=True) / jnp.maximum(jnp.sum(rows), 1.0)
+        return average(out.levels, out.level_sse) / jnp.maximum(jnp.sum((y - mean) ** 2, axis=1), TINY)
 
 
 @register("term.l1")
@@ -101,9 +126,14 @@ class L1:
     schedule: Schedule = Constant()
     by_norm: bool = True
     reducer: Reducer = Mean()
+    controller: str = ""
     name = "l1"
     needs = ()
     k_aux = 0
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        return (self.controller,) if self.controller else ()
 
     def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
         z = jnp.abs(out.sel.codes.values)
@@ -119,12 +149,15 @@ class AuxK:
         L = sum_B,E (e - e_hat)^2 / sum_B,E (e - mean_B e)^2,   0 when no latent is dead
 
     The residual is detached, so live latents are not touched; the gradient reaches encoder and atoms of dead ones.
+    With `normalised` False the divisor is the number of rows, so that it is comparable with `Mse` (sum over E, mean
+    over B: the form of the BatchTopK authors' code, there with a residual that is not detached).
     """
 
     k_aux: int
     coefficient: str = "aux_loss_coefficient"
     schedule: Schedule = Constant()
     reducer: Reducer = Mean()
+    normalised: bool = True
     name = "auxk"
     needs = ()
 
@@ -133,5 +166,6 @@ class AuxK:
         any_dead = jnp.any(ctx.dead())
         aux: Any = out.sel.aux  # present, since k_aux asks for it
         rest = e - aux.decode(out.D.atoms(out.p), live=any_dead)
-        loss = jnp.sum(mask[:, None] * rest**2) / jnp.maximum(batch_variance(e, mask), TINY)
+        scale = jnp.maximum(batch_variance(e, mask), TINY) if self.normalised else jnp.maximum(jnp.sum(mask), 1.0)
+        loss = jnp.sum(mask[:, None] * rest**2) / scale
         return jnp.where(any_dead, loss, 0.0)

@@ -1,10 +1,20 @@
 """Published methods, each a choice of slots, and the pure functions that train any of them."""
 
+from jaxsae.recipes.abs_topk import abs_topk
 from jaxsae.recipes.adaptive_k import adaptive_k, with_probe
 from jaxsae.recipes.adopt import Adopted, adopt, init_from
+from jaxsae.recipes.batch_topk import batch_topk
+from jaxsae.recipes.cadence import PermuteByImportance, RunningScale
 from jaxsae.recipes.feature_choice import feature_choice
 from jaxsae.recipes.group_max import group_max
+from jaxsae.recipes.hierarchical_topk import hierarchical_topk
+from jaxsae.recipes.k_sparse import k_sparse
+from jaxsae.recipes.matryoshka import matryoshka
+from jaxsae.recipes.matryoshka_random import matryoshka_random
+from jaxsae.recipes.msae import msae
+from jaxsae.recipes.multi_topk import multi_topk
 from jaxsae.recipes.mutual_choice import mutual_choice
+from jaxsae.recipes.ortsae import ortsae
 from jaxsae.recipes.placement import letters, permute, placements
 from jaxsae.recipes.recipe import Recipe, evaluate, init, step
 from jaxsae.recipes.registry import RecipeConfig, configs, published
@@ -15,25 +25,36 @@ from jaxsae.recipes.topk import topk
 
 __all__ = [
     "Adopted",
-    "adaptive_k",
-    "with_probe",
-    "feature_choice",
-    "group_max",
-    "mutual_choice",
-    "top_afa",
+    "PermuteByImportance",
     "Recipe",
     "RecipeConfig",
+    "RunningScale",
     "State",
+    "abs_topk",
+    "adaptive_k",
     "adopt",
+    "batch_topk",
     "configs",
     "evaluate",
+    "feature_choice",
+    "group_max",
+    "hierarchical_topk",
     "init",
     "init_from",
+    "k_sparse",
     "letters",
+    "matryoshka",
+    "matryoshka_random",
+    "msae",
+    "multi_topk",
+    "mutual_choice",
+    "ortsae",
     "permute",
     "placements",
     "published",
     "relu_l1",
     "step",
+    "top_afa",
     "topk",
+    "with_probe",
 ]

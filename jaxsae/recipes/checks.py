@@ -35,6 +35,7 @@ def check(recipe: "Recipe") -> None:
     if cap is not None and not 0 < cap <= recipe.d_sae:
         raise ConfigError(f"recipe {recipe.name!r}: k must lie between 1 and d_sae = {recipe.d_sae}, found {cap}")
     _check_leaves(recipe)
+    _check_k(recipe, cap)
     _check_terms(recipe)
     for member in parts(recipe):
         _check_member(recipe, member)
@@ -50,6 +51,18 @@ def _check_leaves(recipe: "Recipe") -> None:
                     f"{slot} that reads the one of the {owner[name]}"
                 )
             owner[name] = slot
+
+
+def _check_k(recipe: "Recipe", cap: int | None) -> None:
+    hyper = dict(recipe.hyper)
+    selector = getattr(recipe.encoder, "selector", None)
+    most = cap if cap is not None and getattr(getattr(selector, "rule", None), "per_row", False) else recipe.d_sae
+    if not 0 < hyper.get("k", 1) <= most:
+        raise ConfigError(f"recipe {recipe.name!r}: k = {hyper['k']} does not fit the {most} candidates of a row")
+    for name, _ in recipe.annealed:
+        if name not in hyper or name == "lr":
+            possible = ", ".join(sorted(set(hyper) - {"lr"}))
+            raise ConfigError(f"recipe {recipe.name!r}: cannot anneal {name!r}; possible: {possible}")
 
 
 def _check_terms(recipe: "Recipe") -> None:

@@ -21,6 +21,8 @@ from jaxsae.sae.slots import Dictionary, Encode, Levels, Norm, Readout, Tracker,
 from jaxsae.typing import Batch, Params, PyTree
 
 TINY = 1e-12
+#: Nested levels are logged one by one up to this many.
+LOGGED_LEVELS = 16
 
 
 @register("recipe")
@@ -29,7 +31,8 @@ class Recipe:
     """A method, filled slot by slot: static, printable, hashable, and YAML through `jaxsae.config`.
 
     Its methods are pure functions of a `State`; jit, vmap and shard them in any loop.  Coefficients, learning rate, k
-    and every other swept scalar live in `state.hyper`, starting from the (name, value) pairs in `hyper`.
+    and every other swept scalar live in `state.hyper`, starting from the (name, value) pairs in `hyper`.  The (name,
+    schedule) pairs in `annealed` multiply such a scalar by a factor while training; inference uses the scalar itself.
 
     Example:
         >>> from jaxsae.recipes import init, step, topk
@@ -56,6 +59,7 @@ class Recipe:
     lr_schedule: Schedule = Constant()
     precision: Precision = Precision()
     average_decay: float | None = None
+    annealed: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
@@ -162,10 +166,12 @@ class Recipe:
     # ------------------------------------------------------------------------------------------ loss
     def ctx(self, state: State, frozen: PyTree = (), train: bool = True) -> Ctx:
         """The context of this state's next step."""
-        key = jax.random.fold_in(state.key, state.step)
+        key, hyper = jax.random.fold_in(state.key, state.step), dict(state.hyper)
+        for name, schedule in self.annealed if train else ():
+            hyper[name] = hyper[name] * schedule(state.step)
         pools: list[Any] = [getattr(t, "pool", None) for t in self.terms]
         pool = next((p for p in pools if p is not None), None)
-        return Ctx(state.step, key, state.hyper, state.track, frozen, train=train, pool=pool)
+        return Ctx(state.step, key, hyper, state.track, frozen, train=train, pool=pool)
 
     def forward(self, p: Params, batch: Batch, ctx: Ctx, fused: bool = True) -> Out:
         """Everything that terms and trackers read."""
@@ -173,7 +179,7 @@ class Recipe:
         ctx, p = ctx.with_rows(rows), self.precision.leaves(p)
         sel = self.encoder.encode(p, self.precision.rows(rows.x), self.dictionary, ctx, self.want, fused)
         nothing: Any = None
-        out = Out(rows, p, sel, nothing, nothing, nothing, self.dictionary)
+        out = Out(rows, p, sel, nothing, nothing, nothing, self.dictionary, self.levels)
         sse, err = self.levels.read(out, rows.y - self.readout.base(p, rows.x), ctx)
         return out._replace(level_sse=sse, err=err, yhat=rows.y - err)
 
@@ -190,14 +196,20 @@ class Recipe:
         for term in self.terms:
             value = term(out, ctx)
             value = term.reducer(value, mask) if value.ndim else value
+            weight = objective.weight(term, ctx)
             metrics[term.name] = value
-            total += value * objective.weight(term, ctx)
+            if getattr(term, "controller", ""):
+                metrics[f"{term.name}_weight"] = weight
+            total += value * weight
         mean = objective.Mean()
         sse = jnp.sum(out.err**2, axis=1)
         variance = objective.batch_variance(out.rows.y, mask)
         metrics["mse"] = mean(sse, mask)
         metrics["fvu"] = jnp.sum(sse * mask) / jnp.maximum(variance, TINY)
         metrics["l0"] = mean(out.sel.codes.l0(), mask)
+        if 1 < out.level_sse.shape[1] <= LOGGED_LEVELS:
+            per_level = jnp.sum(out.level_sse * mask[:, None], axis=0) / jnp.maximum(variance, TINY)
+            metrics.update({f"fvu_level_{r}": value for r, value in enumerate(per_level)})
         return total, {**metrics, "loss": total}
 
     # ------------------------------------------------------------------------------------------ step

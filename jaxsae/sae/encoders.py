@@ -19,18 +19,21 @@ from jaxsae.typing import Params
 class Affine:
     """pre = (x - b_pre) W_enc + b_enc, with b_pre either absent or the decoder bias.
 
-    W_enc [D, S] starts as the transpose of the atoms (`start` "tied"; needs D = E) or as random unit columns.
+    W_enc [D, S] starts as the transpose of the atoms (`start` "tied"; needs D = E), as their directions ("unit": the
+    same with columns of norm 1), or as random unit columns.
     """
 
     d_in: int
     d_sae: int
     b_pre: Literal["none", "b_dec"] = "none"
-    start: Literal["tied", "random"] = "tied"
+    start: Literal["tied", "unit", "random"] = "tied"
     axes = {"W_enc": "DS", "b_enc": "S"}
 
     def init(self, key: jax.Array, rows: Rows, p: Params, D: Dictionary) -> Params:
         if self.start == "tied":
             W = D.atoms(p).T
+        elif self.start == "unit":
+            W = unit(D.atoms(p)).T
         else:
             W = unit(jax.random.normal(key, (self.d_sae, self.d_in))).T
         return {"W_enc": W, "b_enc": jnp.zeros(self.d_sae)}

@@ -1,11 +1,16 @@
-"""Levels: squared errors of the nested reconstructions that a loss may weigh.  The plain coder has one."""
+"""Levels: squared errors of the nested reconstructions that a loss may weigh.  The plain coder has one.
+
+A member's `weights` are what the reconstruction terms give its levels; () stands for the mean.
+"""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.errors import ConfigError
 from jaxsae.sae.dictionaries import decode_rows
 from jaxsae.sae.records import Ctx, Out
 
@@ -16,6 +21,8 @@ class One:
     """The plain case: the full reconstruction only."""
 
     ranks = 0
+    weights: ClassVar[tuple[float, ...]] = ()
+    ordered = False
 
     def read(self, out: Out, e0: jax.Array, ctx: Ctx) -> tuple[jax.Array, jax.Array]:
         """Squared errors and residual.
@@ -30,3 +37,39 @@ class One:
         """
         err = e0 - decode_rows(out.D, out.p, out.sel.codes, out.rows.x)
         return jnp.sum(err**2, axis=-1, keepdims=True), err
+
+
+def average(levels: Any, level_sse: jax.Array) -> jax.Array:
+    """sum_r w_r sse_r / sum_r w_r over the levels [B, R] -> [B], or the mean where the member has no weights.
+
+    With `summed` the weights are used as they are (L(k) + L(4k)/8 of multi-TopK).
+    """
+    weights = getattr(levels, "weights", ())
+    if not weights:
+        return jnp.mean(level_sse, axis=1)
+    w = jnp.asarray(weights, jnp.float32)
+    return jnp.dot(level_sse, w if getattr(levels, "summed", False) else w / jnp.sum(w))
+
+
+def check_nested(name: str, bounds: tuple[int, ...], most: int, what: str, weights: tuple[float, ...]) -> None:
+    """Refuses bounds that do not increase from at least 1 to at most `most`, and weights that do not match them."""
+    if not bounds or any(a >= b for a, b in zip((0, *bounds), bounds, strict=False)):
+        raise ConfigError(f"{name}: {what} must increase from at least 1, found {bounds}")
+    if bounds[-1] > most:
+        raise ConfigError(f"{name}: {what} must not exceed {most}, found {bounds[-1]}")
+    check_weights(name, len(bounds), weights)
+
+
+def check_weights(name: str, levels: int, weights: tuple[float, ...]) -> None:
+    """Refuses level weights of another number than the levels, negative ones, and those that sum to 0."""
+    if weights and (len(weights) != levels or min(weights) < 0 or sum(weights) <= 0):
+        raise ConfigError(f"{name}: {levels} levels need as many weights >= 0, not all 0, found {weights}")
+
+
+def check_one_matrix(name: str, dictionary: Any) -> None:
+    """Refuses dictionaries whose reconstruction is not a plain sum of rows of one matrix of atoms."""
+    if hasattr(dictionary, "decode_with") or getattr(dictionary, "ordered", False):
+        raise ConfigError(
+            f"{name}: nested reconstructions are partial sums over the rows of one matrix of atoms, which "
+            f"{type(dictionary).__name__} does not have; use levels One"
+        )

@@ -60,6 +60,7 @@ class Out(NamedTuple):
     level_sse: jax.Array  # [B, R] sum over E of the squared residual, one column per level
     yhat: jax.Array  # [B, E]
     D: Any  # the dictionary member; out.D.atoms(out.p) are its atoms
+    levels: Any = None  # the levels member: weights and shares of the nested reconstructions
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class RowRule:
         Returns:
             keep [B, C] bool and whether that is certainly what the full list would give.
         """
-        k = jnp.reshape(jnp.asarray(ctx.hyper["k"]), (-1, 1))
+        k = jnp.round(jnp.reshape(jnp.asarray(ctx.hyper["k"]), (-1, 1)))  # a schedule may pass through fractions
         return jnp.arange(score.shape[1])[None] < k, True
 
 

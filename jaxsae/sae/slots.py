@@ -130,10 +130,17 @@ class Encode(Protocol):
 
 
 class Levels(Protocol):
-    """Squared errors of nested reconstructions.  `ranks` asks the selector for a longer ranked list."""
+    """Squared errors of nested reconstructions.  `ranks` asks the selector for a longer ranked list.
+
+    `weights` are those of the levels in the loss, () for the mean.  `ordered`: levels depend on the order of latents.
+    """
 
     @property
     def ranks(self) -> int: ...
+    @property
+    def weights(self) -> tuple[float, ...]: ...
+    @property
+    def ordered(self) -> bool: ...
 
     def read(self, out: Out, e0: jax.Array, ctx: Ctx) -> tuple[jax.Array, jax.Array]: ...
 

@@ -8,7 +8,7 @@ from jaxsae.config import load_folder, members
 from jaxsae.errors import ConfigError
 from jaxsae.objective import Mse
 from jaxsae.recipes import Recipe, configs, topk
-from jaxsae.sae import EmaThreshold, Fired, PreSelect, Rank
+from jaxsae.sae import DatasetNorm, EmaThreshold, Fired, Importance, InputNorm, PreSelect, Rank
 from jaxsae.testing.wholes import WHOLES
 
 D_IN, D_SAE, K, ROWS = 12, 32, 4, 48
@@ -67,6 +67,13 @@ def _with_selector(selector: Any) -> Recipe:
     return dataclasses.replace(BASE, encoder=encoder, trackers=trackers)
 
 
+def _with_transform(transform: Any) -> Recipe:
+    """A transform that names trackers finds them beside it."""
+    own: dict[str, Any] = {"importance": Importance(), "input_norm": InputNorm()}
+    trackers = (*BASE.trackers, *(own[name] for name in getattr(transform, "tracks", ())))
+    return dataclasses.replace(BASE, norm=DatasetNorm(), trackers=trackers, transforms=(transform,))
+
+
 def _slot(name: str) -> Callable[[Any], Recipe]:
     return lambda member: dataclasses.replace(BASE, **{name: member})
 
@@ -86,6 +93,7 @@ PLACES: dict[str, Callable[[Any], Recipe]] = {
     "reducer": lambda reducer: _with_term(Mse(reducer=reducer)),
     "schedule": _slot("lr_schedule"),
     "tracker": _with_trackers,
+    "transform": _with_transform,
 }
 
 
@@ -106,7 +114,7 @@ def enrolled() -> dict[str, Recipe]:
 def published() -> dict[str, Recipe]:
     """Every published method at a small size, by name."""
     load_folder("jaxsae.recipes")
-    small = {"d_sae": D_SAE, "k": K, "lr": 1e-2, "k_aux": 6, "dead_after_tokens": 2 * ROWS}
+    small = {"d_sae": D_SAE, "k": K, "lr": 1e-2, "k_aux": 6, "dead_after_tokens": 2 * ROWS, "target_l0": K}
     recipes = {}
     for name, cls in configs().items():
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

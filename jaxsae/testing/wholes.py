@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
-from jaxsae.objective import AuxK, AuxZipf, Constant, Mean, Mse, ProbeDrift, ProbeError
+from jaxsae.objective import L1, AuxK, AuxZipf, Constant, Mean, Mse, ProbeDrift, ProbeError
 from jaxsae.recipes import Recipe
 from jaxsae.sae import (
     Affine,
@@ -24,6 +24,7 @@ from jaxsae.sae import (
     Gated,
     GroupMax,
     Identity,
+    L0Controller,
     Lorsa,
     OrthogonalPursuit,
     Out,
@@ -148,6 +149,13 @@ def _probed(base: Recipe, trained: bool = True) -> Recipe:
     return replace(base, view=LengthScored(), encoder=encoder, terms=terms, hyper=hyper)
 
 
+def _controlled(base: Recipe) -> Recipe:
+    terms = (Mse(), L1(controller="l0_controller"))
+    hyper = (*base.hyper, ("l1_coefficient", 0.1), ("target_l0", 4.0))
+    encoder = PreSelect(Affine(base.d_in, base.d_sae), Relu())
+    return replace(_plain(base, encoder), terms=terms, hyper=hyper, trackers=(Fired(), L0Controller(0.1)))
+
+
 def _selector(selector: Any) -> Callable[[Recipe], Recipe]:
     return lambda base: _plain(base, PreSelect(Affine(base.d_in, base.d_sae), selector))
 
@@ -168,6 +176,7 @@ WHOLES: dict[str, Callable[[Recipe], Recipe]] = {
     "dictionary.transforms": _transforms,
     "dictionary.tied": _tied,
     "encoder.tied": _tied,
+    "tracker.l0_controller": _controlled,
     "encode.pursuit": lambda base: _plain(base, Pursuit(base.d_in, base.d_sae, 3, stop_on_repeat=True)),
     "encode.orthogonal_pursuit": lambda base: _plain(base, OrthogonalPursuit(base.d_in, base.d_sae, 3)),
     "rule.probe": _probed,
