@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxsae.cli._bench_timing import spread
 from jaxsae.data import Block, CacheSource, CacheWriter, Manifest, open_cache, stream
-from jaxsae.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +94,6 @@ class BenchStream:
             np.copyto(target, source)
             rates.append(size / (time.perf_counter() - start) / 1e9)
         return spread(rates)
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest of some measurements."""
-    if not values:
-        raise ConfigError("repeats = 0 measures nothing; expected 1 or more")
-    return {"median": float(np.median(values)), "min": min(values), "max": max(values)}
 
 
 def write_random(folder: str, width: int, rows: int, seed: int = 0) -> None:

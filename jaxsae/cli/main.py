@@ -21,6 +21,11 @@ COMMANDS = {
         "read other libraries' dictionaries, write them, and check what was written",
     ),
     "bench methods": ("jaxsae.cli.bench_methods:BenchMethods", "what a step of every method costs, relative to topk"),
+    "bench kernels": (
+        "jaxsae.cli.bench_kernels:BenchKernels",
+        "how fast each op is, in every implementation that runs here",
+    ),
+    "bench train": ("jaxsae.cli.bench_train:BenchTrain", "how fast a training step is, beside its floor and its peers"),
     "bench stream": ("jaxsae.cli.bench_stream:BenchStream", "how fast batches come out of a cache"),
     "doctor": ("jaxsae.cli.doctor:Doctor", "devices, versions, caches, and what is missing for which feature"),
 }

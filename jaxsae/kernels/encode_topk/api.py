@@ -2,26 +2,34 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import jax
 
-from jaxsae.kernels._dispatch import check_k, choose
-from jaxsae.kernels.encode_topk import reference, xla
+from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
+from jaxsae.kernels.encode_topk import reference, xla, xla_slabs
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _xla(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-    return xla.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+def _with_sparse_vjp(module: ModuleType) -> Callable:
+    """`forward` and `backward` of an implementation as one differentiable function."""
+
+    @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+    def run(x, W, b, b_pre, scale, dead, k, k_aux, signed):
+        return module.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+
+    def fwd(x, W, b, b_pre, scale, dead, k, k_aux, signed):
+        out = module.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+        return out, (x, W, b_pre, dead, out[1], out[3])
+
+    run.defvjp(fwd, module.backward)
+    return run
 
 
-def _xla_fwd(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-    out = xla.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
-    return out, (x, W, b_pre, dead, out[1], out[3])
-
-
-_xla.defvjp(_xla_fwd, xla.backward)
-
-IMPLEMENTATIONS: dict[str, Callable] = {"xla": _xla, "reference": reference.encode_topk}
+IMPLEMENTATIONS: Available = {
+    "xla_slabs": Implementation(_with_sparse_vjp(xla_slabs), platforms=("cpu",)),
+    "xla": _with_sparse_vjp(xla),
+    "reference": reference.encode_topk,
+}
 
 
 def encode_topk(
@@ -54,7 +62,7 @@ def encode_topk(
         k: length of the first list.
         k_aux: length of the second list, 0 for none.
         signed: rank by magnitude.
-        implementation: None (best here), "xla" or "reference".
+        implementation: None (best here), "xla", "xla_slabs" (CPU) or "reference".
 
     Returns:
         values [B, k] (unclipped `pre`, f32), indices [B, k] int32, and the same for the dead latents: [B, k_aux].
@@ -73,4 +81,6 @@ def encode_topk(
     check_k("encode_topk", k, W.shape[1])
     if k_aux:
         check_k("encode_topk (dead latents)", k_aux, W.shape[1])
-    return choose("encode_topk", implementation, IMPLEMENTATIONS)(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+    shape = {"B": len(x), "D": len(W), "S": W.shape[1], "K": k}
+    run = choose("encode_topk", implementation, IMPLEMENTATIONS, shape, W.dtype)
+    return run(x, W, b, b_pre, scale, dead, k, k_aux, signed)

@@ -43,11 +43,22 @@ def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     return jax.lax.scan(one, None, indices.T)[1].T
 
 
-def outer_sum(values: jax.Array, indices: jax.Array, rows: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """sum_b,j values[b, j] e_indices[b, j] (x) rows[b]: [size, width] f32, and the sum of values per index [size]."""
+def outer_sum(
+    values: jax.Array,
+    indices: jax.Array,
+    rows: jax.Array,
+    size: int,
+    start: tuple[jax.Array, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """sum_b,j values[b, j] e_indices[b, j] (x) rows[b]: [size, width] f32, and the sum of values per index [size].
+
+    Both are added to `start` where it is given.
+    """
+    if start is None:
+        start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
     if _is_long(indices.shape[1], size):
         dense = scatter(values, indices, size)
-        return jnp.dot(dense.T, rows.astype(dense.dtype)), dense.sum(0)
+        return start[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), start[1] + dense.sum(0)
 
     def add(carry, entry):
         total, count = carry
@@ -55,5 +66,4 @@ def outer_sum(values: jax.Array, indices: jax.Array, rows: jax.Array, size: int)
         total = total.at[index].add(value[:, None] * rows.astype(jnp.float32))
         return (total, count.at[index].add(value)), None
 
-    start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
     return jax.lax.scan(add, start, (values.astype(jnp.float32).T, indices.T))[0]

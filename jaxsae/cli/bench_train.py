@@ -1,0 +1,155 @@
+"""`jaxsae bench train`: the whole training step beside its floor, and beside other libraries' steps."""
+
+import dataclasses
+import json
+import pathlib
+from contextlib import ExitStack, closing
+from typing import Any, Literal
+
+from jaxsae.cli._bench_peers import PEERS, Peer
+from jaxsae.cli._bench_shapes import Shape, shape_of
+from jaxsae.cli._bench_timing import environment, in_turn, peak_bytes, spread, streaming_bytes, timed
+from jaxsae.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchTrain:
+    """Measure one training step of `topk` with Adam on rows drawn at random.
+
+    The floor is the encoder product, timed in the same process, plus the bytes that Adam and the active entries must
+    move at the measured bandwidth.  Everything is run in turn; medians and ranges are over the rounds.
+
+    Attributes:
+        shape: tiny, smol, mid, A, B or C.
+        batch_size: rows per step, in place of the named shape's.
+        d_in: width of the rows, likewise.
+        d_sae: latents, likewise.
+        k: active latents per row, likewise.
+        dtype: of the large products; masters and moments stay float32.
+        repeats: rounds.
+        peers: also measure sparsify, sae_lens and dictionary_learning at the same shape, in float32 on the CPU.
+        only_peers: the peers to measure; all of them if empty.
+        peers_python: interpreter that has the peers; this one if empty.
+        out: where to write the result as JSON; nowhere if empty.
+    """
+
+    shape: str = "smol"
+    batch_size: int | None = None
+    d_in: int | None = None
+    d_sae: int | None = None
+    k: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    repeats: int = 7
+    peers: bool = False
+    only_peers: tuple[str, ...] = ()
+    peers_python: str = ""
+    out: str = ""
+
+    def run(self) -> dict[str, Any]:
+        """Measures and prints a table; returns what the JSON holds."""
+        import jax
+
+        shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
+        spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
+        names = self._peers(jax.default_backend())
+        calls, memory, stream_bytes = own_calls(shape, self.dtype)
+        with ExitStack() as stack:
+            others = {n: stack.enter_context(closing(Peer(n, shape, self.peers_python))) for n in names}
+            seconds = in_turn({**calls, **{n: p.step for n, p in others.items()}}, self.repeats)
+        result = {
+            "shape": dataclasses.asdict(shape),
+            "dtype": self.dtype,
+            "seconds": seconds,
+            **against_floor(shape, seconds, stream_bytes),
+            "tokens_per_second": {n: shape.batch_size / seconds[n]["median"] for n in ("step", *names)},
+            "memory": {**memory, "peak_bytes": peak_bytes()},
+            "peers": {n: p.about for n, p in others.items()},
+            "environment": environment(),
+            "settings": dataclasses.asdict(self),
+        }
+        _print(result)
+        if self.out:
+            pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
+        return result
+
+    def _peers(self, platform: str) -> tuple[str, ...]:
+        if not (self.peers or self.only_peers):
+            return ()
+        if self.dtype != "float32" or platform != "cpu":
+            raise ConfigError(
+                f"bench: peers are measured in float32 on the CPU, this is {self.dtype} on {platform}; "
+                "leave out --peers"
+            )
+        return self.only_peers or tuple(PEERS)
+
+
+def own_calls(shape: Shape, dtype: str) -> tuple[dict[str, Any], dict[str, int], int]:
+    """Calls to time (step, bare matmul, streaming), the compiled step's memory, and the bytes that streaming moves."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxsae import recipes
+
+    recipe = recipes.topk(shape.d_in, shape.d_sae, shape.k, bfloat16=dtype == "bfloat16")
+    rows = np.random.default_rng(0).standard_normal((shape.batch_size, shape.d_in), np.float32)
+    batch = {"x": jnp.asarray(rows)}
+    state = recipes.init(recipe, jax.random.key(0), batch)
+    stats: Any = recipes.step.lower(recipe, state, batch).compile().memory_analysis()
+    memory = {"argument_bytes": stats.argument_size_in_bytes, "temporary_bytes": stats.temp_size_in_bytes}
+    holder = [state]
+    x, W = batch["x"].astype(dtype), jnp.copy(state.params["W_enc"]).astype(dtype)
+    product = jax.jit(lambda x, W: jnp.dot(x, W, preferred_element_type=jnp.float32))
+
+    def step() -> Any:
+        holder[0], metrics = recipes.step(recipe, holder[0], batch)
+        return holder[0].params, metrics
+
+    streaming, moved = streaming_bytes()
+    return {"step": timed(step), "matmul": timed(lambda: product(x, W)), "streaming": streaming}, memory, moved
+
+
+def against_floor(shape: Shape, seconds: dict[str, dict[str, float]], stream_bytes: int) -> dict[str, Any]:
+    """The floor of a step and what a step is of it.
+
+    Example:
+        >>> s = {"step": {"median": 3.0}, "matmul": {"median": 1.0}, "streaming": {"median": 1.0}}
+        >>> found = against_floor(Shape(1, 1, 1, 1), s, 64)
+        >>> found["floor"]["seconds"], found["step_over_floor"]
+        (2.0, 1.5)
+    """
+    bandwidth = stream_bytes / seconds["streaming"]["median"]
+    parts = {
+        "matmul": seconds["matmul"]["median"],
+        "optimizer_bytes": shape.optimizer_bytes / bandwidth,
+        "gathered_bytes": shape.gathered_bytes / bandwidth,
+    }
+    floor = sum(parts.values())
+    return {
+        "bytes_per_second": bandwidth,
+        "flops_per_second": shape.matmul_flops / parts["matmul"],
+        "floor": {"seconds": floor, **parts},
+        "step_over_floor": seconds["step"]["median"] / floor,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    import rich.console
+    from rich.table import Table
+
+    title = f"training step, {result['shape']}, {result['dtype']}, {result['environment']['device']}"
+    table = Table("what", "ms (median)", "lowest", "highest", "tokens/s", "of jaxsae's time", title=title)
+    own = result["seconds"]["step"]["median"]
+    for name, s in result["seconds"].items():
+        tokens = result["tokens_per_second"].get(name)
+        shown = "" if tokens is None else f"{tokens:,.0f}"
+        times = [f"{1e3 * s[key]:.1f}" for key in ("median", "min", "max")]
+        table.add_row("jaxsae" if name == "step" else name, *times, shown, f"{s['median'] / own:.2f}")
+    floor = result["floor"]["seconds"]
+    table.add_row("floor", f"{1e3 * floor:.1f}", "", "", f"{result['shape']['batch_size'] / floor:,.0f}", "")
+    console = rich.console.Console(stderr=True)
+    console.print(table)
+    console.print(
+        f"step / floor {result['step_over_floor']:.2f}, matmul {result['flops_per_second'] / 1e9:.0f} GFLOP/s, "
+        f"{result['bytes_per_second'] / 1e9:.1f} GB/s, temporaries {result['memory']['temporary_bytes'] / 1e6:.0f} MB"
+    )

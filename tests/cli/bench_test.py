@@ -1,0 +1,98 @@
+"""`jaxsae bench kernels` and `train`: plausible numbers, a table the dispatch reads, wrong calls in one sentence."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxsae.cli import _bench_peers
+from jaxsae.cli._bench_shapes import Shape
+from jaxsae.cli._bench_timing import in_turn
+from jaxsae.cli.bench_kernels import BenchKernels
+from jaxsae.cli.bench_train import BenchTrain
+from jaxsae.errors import ConfigError
+from jaxsae.kernels import _dispatch
+
+SMALL = {"shape": "tiny", "batch_size": 32, "d_sae": 256, "d_in": 16, "k": 4, "repeats": 1}
+
+
+def test_train_reports_the_step_beside_its_floor(tmp_path):
+    result = BenchTrain(**SMALL, out=str(tmp_path / "t.json")).run()
+    parts = result["floor"]
+    assert parts["seconds"] == pytest.approx(parts["matmul"] + parts["optimizer_bytes"] + parts["gathered_bytes"])
+    assert result["step_over_floor"] > 0
+    assert result["tokens_per_second"]["step"] == pytest.approx(32 / result["seconds"]["step"]["median"])
+    assert result["memory"]["temporary_bytes"] > 0
+    assert json.loads((tmp_path / "t.json").read_text())["shape"]["d_sae"] == 256
+
+
+def test_the_floor_by_hand():
+    """Two matrices of 2 x 3, six passes of 4 bytes; one row of two entries touches rows of width 2 four times."""
+    shape = Shape(1, 2, 3, 2)
+    assert (shape.matmul_flops, shape.optimizer_bytes, shape.gathered_bytes) == (12, 288, 64)
+
+
+def test_kernels_and_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(_dispatch, "TABLES", tmp_path)
+    _dispatch.table.cache_clear()
+    result = BenchKernels(**SMALL, tune=True).run()
+    assert {"topk xla", "encode_topk xla", "encode_topk xla_slabs", "sparse_decode xla"} <= set(result["seconds"])
+    rows = _dispatch.table(_dispatch.device()[1])["encode_topk"]
+    assert rows[0]["shape"] == {"B": 32, "D": 16, "S": 256, "K": 4}
+    BenchKernels(**SMALL, ops=("topk",), tune=True).run()
+    again = _dispatch.table(_dispatch.device()[1])
+    assert len(again["topk"]) == 1, "a shape measured again replaces its row"
+    assert again["encode_topk"] == rows, "what was not measured stays"
+    _dispatch.table.cache_clear()
+
+
+def test_calls_are_taken_in_turn():
+    order = []
+
+    def call(name):
+        return lambda: order.append(name) or float(len(order))
+
+    found = in_turn({"a": call("a"), "b": call("b")}, 2)
+    assert "".join(order) == "ababab"
+    assert found["a"] == {"median": 4.0, "min": 3.0, "max": 5.0}, "the first round does not count"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (lambda: BenchTrain(**{**SMALL, "k": 300}), "k must lie between 1 and d_sae = 256, found 300"),
+        (lambda: BenchTrain(**{**SMALL, "k": 0}), "k must be at least 1, found 0"),
+        (lambda: BenchTrain(shape="smoll"), "no shape 'smoll'; did you mean 'smol'"),
+        (lambda: BenchTrain(**{**SMALL, "repeats": 0}), "repeats = 0 measures nothing"),
+        (lambda: BenchTrain(**SMALL, only_peers=("sparsifi",)), "no peer 'sparsifi'; did you mean 'sparsify'"),
+        (lambda: BenchTrain(**SMALL, peers=True, dtype="bfloat16"), "peers are measured in float32 on the CPU"),
+        (lambda: BenchKernels(**SMALL, ops=("encode",)), "no op 'encode'; did you mean 'encode_topk'"),
+        (lambda: BenchKernels(**SMALL, implementation="pallas_gpu", ops=("topk",)), "no implementation 'pallas_gpu'"),
+    ],
+)
+def test_wrong_calls_are_refused_in_one_sentence(command, message):
+    with pytest.raises(ConfigError, match=message):
+        command().run()
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(_bench_peers.importlib.util, "find_spec", lambda name: None)
+    _bench_peers.serve("sparsify", Shape(2, 2, 2, 1))
+    assert "pip install eai-sparsify" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_peer_answers_with_seconds(tmp_path, monkeypatch):
+    """The parent's side of the pipe, against a stand-in that talks before it answers."""
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\nprint('loading'); print('{{\"ready\": {{\"threads\": 2}}}}', flush=True)\n"
+        'for _ in sys.stdin: print(\'{"seconds": 0.5, "peak_bytes": 7}\', flush=True)\n'
+    )
+    script.chmod(0o755)
+    peer = _bench_peers.Peer("sparsify", Shape(2, 2, 2, 1), str(script))
+    assert peer.step() == peer.step() == 0.5
+    assert peer.about == {"threads": 2, "peak_bytes": 7}
+    peer.close()
+    assert isinstance(peer.process, subprocess.Popen)
+    assert peer.process.returncode == 0
