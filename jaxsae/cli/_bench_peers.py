@@ -98,6 +98,7 @@ class Peer:
             raise ConfigError(f"bench: no peer {name!r}{closest(name, PEERS)}")
         self.name, sizes = name, json.dumps(dataclasses.asdict(shape))
         settings = {**os.environ, "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+        settings["SPARSIFY_DISABLE_TRITON"] = "1"  # its Triton kernels need a GPU
         command = [python or sys.executable, "-m", "jaxsae.cli._bench_peers", name, sizes]
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, text=True, env=settings, **pipe)  # type: ignore[call-overload]
