@@ -53,6 +53,7 @@ def sae_lens(shape: Shape, x: Any) -> Callable[[], None]:
     config = SAETrainerConfig(
         total_training_samples=10**6 * shape.batch_size,
         train_batch_size_samples=shape.batch_size,
+        lr_end=3e-4,  # its runner fills this in; the schedule is constant by default
         logger=LoggingConfig(log_to_wandb=False),
     )
     trainer = SAETrainer(config, coder, iter([]))
@@ -102,6 +103,10 @@ class Peer:
         command = [python or sys.executable, "-m", "jaxsae.cli._bench_peers", name, sizes]
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, text=True, env=settings, **pipe)  # type: ignore[call-overload]
+        self.about: dict[str, Any] = {}
+
+    def ready(self) -> None:
+        """Waits until the peer is imported and built; several may do that at once."""
         self.about = self._answer()["ready"]
 
     def _answer(self) -> dict[str, Any]:

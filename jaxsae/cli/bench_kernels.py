@@ -14,6 +14,7 @@ from jaxsae.kernels import _dispatch
 from jaxsae.kernels.encode_topk.api import IMPLEMENTATIONS as ENCODE
 from jaxsae.kernels.sparse_decode.api import IMPLEMENTATIONS as DECODE
 from jaxsae.kernels.topk.api import IMPLEMENTATIONS as TOPK
+from jaxsae.train.memory import keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class BenchKernels:
         import jax.numpy as jnp
 
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
+        keep_freed_memory()
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
         for op in self.ops:
             if op not in OPS:
@@ -172,6 +174,7 @@ def write_table(axes: dict[str, dict[str, int]], dtype: str, seconds: dict[str, 
         rows = [r for r in whole["ops"].get(op, []) if (r["shape"], r["dtype"]) != (sizes, dtype)]
         whole["ops"][op] = [*rows, {"shape": sizes, "dtype": dtype, "milliseconds": times}]
     whole["environment"] = environment()
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(whole, indent=1) + "\n")
     _dispatch.table.cache_clear()
     return path

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsae.cli.bench_stream import spread
+from jaxsae.cli._bench_timing import spread
 from jaxsae.errors import ConfigError, closest
 
 

@@ -10,6 +10,7 @@ from jaxsae.cli._bench_peers import PEERS, Peer
 from jaxsae.cli._bench_shapes import Shape, shape_of
 from jaxsae.cli._bench_timing import environment, in_turn, peak_bytes, spread, streaming_bytes, timed
 from jaxsae.errors import ConfigError
+from jaxsae.train.memory import keep_freed_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class BenchTrain:
         k: active latents per row, likewise.
         dtype: of the large products; masters and moments stay float32.
         repeats: rounds.
+        keep_memory: keep freed memory for the next step, as `jaxsae train` does (CPU only; peers run as they come).
         peers: also measure sparsify, sae_lens and dictionary_learning at the same shape, in float32 on the CPU.
         only_peers: the peers to measure; all of them if empty.
         peers_python: interpreter that has the peers; this one if empty.
@@ -40,6 +42,7 @@ class BenchTrain:
     k: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     repeats: int = 7
+    keep_memory: bool = True
     peers: bool = False
     only_peers: tuple[str, ...] = ()
     peers_python: str = ""
@@ -52,9 +55,13 @@ class BenchTrain:
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
         names = self._peers(jax.default_backend())
-        calls, memory, stream_bytes = own_calls(shape, self.dtype)
+        if self.keep_memory:
+            keep_freed_memory()
         with ExitStack() as stack:
             others = {n: stack.enter_context(closing(Peer(n, shape, self.peers_python))) for n in names}
+            for peer in others.values():
+                peer.ready()
+            calls, memory, stream_bytes = own_calls(shape, self.dtype)
             seconds = in_turn({**calls, **{n: p.step for n, p in others.items()}}, self.repeats)
         result = {
             "shape": dataclasses.asdict(shape),

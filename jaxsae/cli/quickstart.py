@@ -14,6 +14,7 @@ from jaxsae.recipes import topk
 from jaxsae.report import Subject, open_subject
 from jaxsae.report.page import plain
 from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig
+from jaxsae.train.memory import keep_freed_memory
 from jaxsae.train.run_dir import write_atomic
 
 #: Keys of the evaluation that report.json carries, in its order.
@@ -111,6 +112,7 @@ class Quickstart:
         from jaxsae.train import train
 
         rows = open_cache(str(self.out / "acts")).split("train").rows
+        keep_freed_memory()
         print_table(train(self.train_config(rows)).summary)
 
     def _evaluate(self, host: Any) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxsae.train import TrainConfig, train
+from jaxsae.train.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Train(TrainConfig):
 
     def run(self) -> dict[str, Any]:
         """Trains, prints a short table, and returns what train.json holds."""
+        keep_freed_memory()
         config = TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
         result = train(config)
         print_table(result.summary)

@@ -34,7 +34,7 @@ def test_the_floor_by_hand():
 
 
 def test_kernels_and_the_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(_dispatch, "TABLES", tmp_path)
+    monkeypatch.setattr(_dispatch, "TABLES", tmp_path / "dispatch")
     _dispatch.table.cache_clear()
     result = BenchKernels(**SMALL, tune=True).run()
     assert {"topk xla", "encode_topk xla", "encode_topk xla_slabs", "sparse_decode xla"} <= set(result["seconds"])
@@ -91,6 +91,7 @@ def test_a_peer_answers_with_seconds(tmp_path, monkeypatch):
     )
     script.chmod(0o755)
     peer = _bench_peers.Peer("sparsify", Shape(2, 2, 2, 1), str(script))
+    peer.ready()
     assert peer.step() == peer.step() == 0.5
     assert peer.about == {"threads": 2, "peak_bytes": 7}
     peer.close()

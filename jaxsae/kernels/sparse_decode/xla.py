@@ -7,6 +7,9 @@ import jax.numpy as jnp
 #: K passes over [B, E].
 DENSE_RATIO = 64
 
+#: Entries of a sorted chunk in a sum of outer products.
+CHUNK = 2048
+
 
 def _is_long(k: int, size: int) -> bool:
     return k * DENSE_RATIO >= size
@@ -60,6 +63,14 @@ def outer_sum(
         dense = scatter(values, indices, size)
         return start[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), start[1] + dense.sum(0)
 
+    if values.size % CHUNK:
+        return _by_rank(values, indices, rows, start)
+    return _by_latent(values, indices, rows, start)
+
+
+def _by_rank(values, indices, rows, start):
+    """One entry of every row at a time."""
+
     def add(carry, entry):
         total, count = carry
         value, index = entry
@@ -67,3 +78,17 @@ def outer_sum(
         return (total, count.at[index].add(value)), None
 
     return jax.lax.scan(add, start, (values.astype(jnp.float32).T, indices.T))[0]
+
+
+def _by_latent(values, indices, rows, start):
+    """Entries sorted by latent, a chunk at a time: additions to one row of the sum find it in cache."""
+    order = jnp.argsort(indices.reshape(-1), stable=True)
+    flat = (values.astype(jnp.float32).reshape(-1)[order], indices.reshape(-1)[order], order // indices.shape[1])
+
+    def add(carry, entry):
+        total, count = carry
+        value, index, row = entry
+        total = total.at[index].add(value[:, None] * rows[row].astype(jnp.float32), indices_are_sorted=True)
+        return (total, count.at[index].add(value, indices_are_sorted=True)), None
+
+    return jax.lax.scan(add, start, tuple(a.reshape(-1, CHUNK) for a in flat))[0]
