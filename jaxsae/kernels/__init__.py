@@ -2,10 +2,22 @@
 
 from jaxsae.kernels.decode_residual_sddmm.api import decode_residual_sddmm
 from jaxsae.kernels.encode_topk.api import encode_topk
+from jaxsae.kernels.entries import add_at, pick, take
 from jaxsae.kernels.path.api import path
 from jaxsae.kernels.sparse_adam.api import sparse_adam
 from jaxsae.kernels.sparse_decode.api import sparse_decode
 from jaxsae.kernels.sparse_grad.api import sparse_grad
 from jaxsae.kernels.topk.api import topk
 
-__all__ = ["decode_residual_sddmm", "encode_topk", "path", "sparse_adam", "sparse_decode", "sparse_grad", "topk"]
+__all__ = [
+    "add_at",
+    "decode_residual_sddmm",
+    "encode_topk",
+    "path",
+    "pick",
+    "sparse_adam",
+    "sparse_decode",
+    "sparse_grad",
+    "take",
+    "topk",
+]

@@ -39,12 +39,12 @@ class SparseCodes:
 
     def at(self, v: jax.Array) -> jax.Array:
         """A per-latent array [S] read at the entries: [..., K]."""
-        return v[self.indices]
+        return kernels.take(v, self.indices)
 
     def tally(self, f: Callable, mask: jax.Array | None = None) -> jax.Array:
         """Sum of f(value) over all rows, per latent: [S].  f(0) must be 0; `mask` [...] weighs rows."""
         weight = f(self.values) if mask is None else f(self.values) * mask[..., None]
-        return jnp.zeros(self.d_sae, weight.dtype).at[self.indices].add(weight)
+        return kernels.add_at(weight, self.indices, self.d_sae)
 
     def l0(self) -> jax.Array:
         """Number of latents on in each row: [...] f32.  Entries, so a repeated index counts twice."""

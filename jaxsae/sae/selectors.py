@@ -23,7 +23,7 @@ def dead_candidates(pre: Pre, ctx: Ctx, want: Want, signed: bool = False) -> Spa
         return None
     score = jax.lax.stop_gradient(jnp.abs(pre.score) if signed else pre.score)
     best, index = kernels.topk(jnp.where(ctx.dead()[None], score, -jnp.inf), want.k_aux)
-    value = jnp.where(jnp.isfinite(best), jnp.take_along_axis(pre.value, index, axis=1), 0.0)
+    value = jnp.where(jnp.isfinite(best), kernels.pick(pre.value, index), 0.0)
     return SparseCodes(value if signed else jax.nn.relu(value), index, score.shape[1])
 
 
@@ -137,8 +137,8 @@ class Rank:
             return self._by_threshold(pre, score, ctx)
         size = d_sae if self.may_miss else max(self.cap, want.ranks)
         index = kernels.topk(score, size)[1]
-        values = jnp.take_along_axis(pre.value, index, axis=1)
-        ranked_score = jnp.take_along_axis(score, index, axis=1)
+        values = kernels.pick(pre.value, index)
+        ranked_score = kernels.pick(score, index)
         selection = self._thin(p, pre.x, values, index, scale, ctx, ranked_score)
         aux = dead_candidates(Pre(score, pre.value, pre.x), ctx, want, self.signed)
         return selection._replace(aux=aux, pre=pre if want.pre else None)
@@ -157,7 +157,7 @@ class Rank:
         """Applies the rule to a list sorted by score; only positive scores of rows that count are ever kept."""
         size = values.shape[1]
         if score is None:
-            score = jax.lax.stop_gradient((jnp.abs(values) if self.signed else values) * scale[index])
+            score = jax.lax.stop_gradient((jnp.abs(values) if self.signed else values) * kernels.take(scale, index))
         keep, exact = self.rule.keep(p, score, x, ctx, size == len(scale))
         keep = keep & ((score > 0) | (not self.rectify)) & (ctx.rows.mask[:, None] > 0)
         lowest = jnp.where(keep, score, jnp.inf)

@@ -8,6 +8,7 @@ import jax
 
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.encode_topk import reference, xla, xla_slabs
+from jaxsae.kernels.sharded import encode_topk as sharded
 
 
 def _with_sparse_vjp(module: ModuleType) -> Callable:
@@ -83,4 +84,4 @@ def encode_topk(
         check_k("encode_topk (dead latents)", k_aux, W.shape[1])
     shape = {"B": len(x), "D": len(W), "S": W.shape[1], "K": k}
     run = choose("encode_topk", implementation, IMPLEMENTATIONS, shape, W.dtype)
-    return run(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+    return sharded.encode_topk(run, x, W, b, b_pre, scale, dead, k, k_aux, signed)

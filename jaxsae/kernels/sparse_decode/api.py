@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxsae.kernels import _tpu
 from jaxsae.kernels._control import when
 from jaxsae.kernels._dispatch import Available, choose
+from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sparse_decode import reference, xla
 
 
@@ -95,4 +96,5 @@ def sparse_decode(
         [[1.0, 6.0]]
     """
     shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
-    return choose("sparse_decode", implementation, IMPLEMENTATIONS, shape, W.dtype)(values, indices, W, live)
+    run = choose("sparse_decode", implementation, IMPLEMENTATIONS, shape, W.dtype)
+    return sharded.sparse_decode(run, values, indices, W, live)

@@ -3,6 +3,7 @@
 import jax
 
 from jaxsae.kernels._dispatch import check_k, choose
+from jaxsae.kernels.sharded import topk as sharded
 from jaxsae.kernels.topk import reference, xla
 
 IMPLEMENTATIONS = {"xla": xla.topk, "reference": reference.topk}
@@ -31,4 +32,4 @@ def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[ja
         ([[3.0, 3.0]], [[1, 3]])
     """
     check_k("topk", k, x.shape[-1])
-    return choose("topk", implementation, IMPLEMENTATIONS)(x, k)
+    return sharded.topk(choose("topk", implementation, IMPLEMENTATIONS), x, k)

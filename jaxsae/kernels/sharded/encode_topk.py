@@ -1,0 +1,103 @@
+"""`encode_topk` on a mesh: every device ranks its own latents, the candidates are merged, the gradient stays home."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae import parallel
+from jaxsae.kernels._control import when
+from jaxsae.kernels.sharded.axes import Split, owned, split_of
+from jaxsae.kernels.sharded.merge import merge
+from jaxsae.kernels.sharded.sums import Owned
+
+#: Rows are encoded in tiles, so that a device never holds more pre-activations than this many bytes.
+TILE_BYTES = 256 * 2**20
+
+
+def encode_topk(run: Callable, x, W, b, b_pre, scale, dead, k: int, k_aux: int, signed: bool):
+    """`run`, an implementation of the op, on the mesh in force; see `jaxsae.kernels.encode_topk.api`."""
+    split = split_of(len(x), W.shape[1])
+    if split is None:
+        return run(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+    return _encode(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
+def _encode(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead):
+    return _forward(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead)
+
+
+def _forward(run: Callable, split: Split, k: int, k_aux: int, signed: bool, *operands: jax.Array):
+    def local(x, W, b, b_pre, scale, dead):
+        size = W.shape[1]
+        own = min(k, size), min(k_aux, size)
+        tile = lambda rows: run(rows, W, b, b_pre, scale, dead, *own, signed)  # noqa: E731
+        values, index, aux_values, aux = by_rows(tile, x, 4 * size)
+        if split.latent == 1:
+            return values, index, aux_values, aux
+        first = split.first(size)
+        score = lambda v, i: (jnp.abs(v) if signed else v) * scale[i]  # noqa: E731
+        best = merge(score(values, index), (values, index + first), k, split.latent)
+        if not k_aux:
+            return *best, aux_values, aux
+
+        def merge_dead(aux_values, aux):
+            rank = jnp.where(dead[aux], score(aux_values, aux), -jnp.inf)
+            return merge(rank, (aux_values, aux + first), k_aux, split.latent)
+
+        # Whether any latent is dead is the same question on every device, so all of them take the same branch.
+        some = split.sum_latents(jnp.any(dead).astype(jnp.int32)) > 0
+        return *best, *when(some, merge_dead, (aux_values, aux))
+
+    ins = split.specs("BD", "DS", "S", "D", "S", "S")
+    return parallel.shard(local, ins, split.specs("BK", "BK", "BK", "BK"))(*operands)
+
+
+def _fwd(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead):
+    out = _forward(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead)
+    return out, (x, W, b_pre, dead, out[1], out[3])
+
+
+def _bwd(run, split: Split, k, k_aux: int, signed, residuals, cotangents):
+    """As `encode_topk.xla.backward`: each device sums over the entries whose latents it holds."""
+
+    def local(x, W, b_pre, dead, index, aux, g, g_aux):
+        size = W.shape[1]
+        first, xc = split.first(size), x - b_pre[None].astype(x.dtype)
+        main = Owned(g, index, first, size, split.latent)
+        dW, db = main.outer_sum(xc)
+        dx = main.decode(W.T)  # dropped by the compiler when x is data
+        if k_aux:
+            mine, place = owned(aux, first, size)
+            second = Owned(jnp.where(mine & dead[place], g_aux, 0.0), aux, first, size, split.latent)
+            extra = when(jnp.any(dead), lambda xc: second.outer_sum(xc), (xc,))
+            dW, db = dW + extra[0], db + extra[1]
+            dx = dx + when(jnp.any(dead), lambda W: second.decode(W.T), (W,))
+        db = split.sum_rows(db)
+        dW = split.sum_rows(dW.T.astype(W.dtype))
+        db_pre = -split.sum_latents(jnp.dot(W.astype(jnp.float32), db))
+        return split.sum_latents(dx).astype(x.dtype), dW, db, db_pre
+
+    x, W, b_pre, dead, index, aux = residuals
+    ins = split.specs("BD", "DS", "D", "S", "BK", "BK", "BK", "BK")
+    outs = split.specs("BD", "DS", "S", "D")
+    operands = (x, W, b_pre, dead, index, aux, cotangents[0], cotangents[2])
+    dx, dW, db, db_pre = parallel.shard(local, ins, outs)(*operands)
+    return dx, dW, db, db_pre.astype(b_pre.dtype), None, None
+
+
+_encode.defvjp(_fwd, _bwd)
+
+
+def by_rows(f: Callable, x: jax.Array, row_bytes: int) -> tuple[jax.Array, ...]:
+    """`f(x)` in tiles of rows whose intermediate results, `row_bytes` a row, stay within `TILE_BYTES`."""
+    rows = len(x)
+    tiles = min(rows, -(-rows * row_bytes // TILE_BYTES))
+    while rows % tiles:
+        tiles += 1
+    if tiles == 1:
+        return f(x)
+    out = jax.lax.map(f, x.reshape(tiles, rows // tiles, *x.shape[1:]))
+    return tuple(a.reshape(rows, *a.shape[2:]) for a in out)

@@ -1,0 +1,96 @@
+"""Sums over the entries of sparse codes whose latents this device holds, inside `shard`.
+
+With many shards few of the [b, K] entries are a device's own.  They are then gathered into a list of pairs and worked
+through chunk by chunk, for as many chunks as there really are: exact whatever the counts, and the buffers have a fixed
+size.  With few shards the entries of others count as absent and the ordinary op does the sum.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.kernels.sharded.axes import owned
+from jaxsae.kernels.sparse_decode import xla as sparse
+
+#: Pairs pay when a device owns at most one entry per this many of its latents.
+SPARSE_ENOUGH = 8
+#: Bytes of one gathered chunk of rows.
+CHUNK_BYTES = 32 * 2**20
+LEAST_CHUNK = 256
+
+
+def few(entries: int, shards: int, size: int) -> bool:
+    """Whether a device owns so few of the entries that a list of pairs is the better way."""
+    return shards > 1 and entries // shards * SPARSE_ENOUGH <= size
+
+
+def chunk_of(entries: int, shards: int, width: int) -> int:
+    """Pairs per chunk: twice what a device owns on average, within the byte limit."""
+    expected = max(LEAST_CHUNK, 2 * entries // shards)
+    return min(entries, expected, max(LEAST_CHUNK, CHUNK_BYTES // (4 * width)))
+
+
+class Owned:
+    """The entries of (values [b, K], global indices [b, K]) that a device with latents first..first+size-1 owns."""
+
+    def __init__(self, values: jax.Array, index: jax.Array, first: Any, size: int, shards: int, chunk: int = 0):
+        self.mine, self.local = owned(index, first, size)
+        self.values = jnp.where(self.mine, values, 0.0)
+        self.size, self.shards, self.chunk = size, shards, chunk
+        self.entries = values.size
+        self.paired = few(self.entries, shards, size)
+
+    def decode(self, W: jax.Array) -> jax.Array:
+        """sum_j values[b, j] W[indices[b, j]] over own entries: [b, E] f32."""
+        if not self.paired:
+            return sparse.forward(self.values, self.local, W)
+
+        def add(y: jax.Array, row: jax.Array, place: jax.Array, value: jax.Array, _: Any) -> jax.Array:
+            return y.at[row].add(value[:, None] * W[place].astype(jnp.float32), indices_are_sorted=True)
+
+        return self._chunks(add, jnp.zeros((self.values.shape[0], W.shape[1]), jnp.float32), W.shape[1])
+
+    def dots(self, g: jax.Array, W: jax.Array) -> jax.Array:
+        """g[b] . W[indices[b, j]] of own entries, 0 elsewhere: [b, K] f32."""
+        if not self.paired:
+            return jnp.where(self.mine, sparse.dots(g, self.local, W), 0.0)
+
+        def add(out: jax.Array, row: jax.Array, place: jax.Array, value: jax.Array, at: jax.Array) -> jax.Array:
+            found = jnp.sum(g[row] * W[place].astype(jnp.float32), axis=-1)
+            return out.at[at].set(found, mode="drop")
+
+        flat = self._chunks(add, jnp.zeros(self.entries, jnp.float32), W.shape[1], keep_zeros=True)
+        return flat.reshape(self.values.shape)
+
+    def outer_sum(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """sum values[b, j] e_indices[b, j] (x) rows[b]: [size, width] f32, and the sum of values per latent [size]."""
+        if not self.paired:
+            return sparse.outer_sum(self.values, self.local, rows, self.size)
+
+        def add(carry: tuple, row: jax.Array, place: jax.Array, value: jax.Array, _: Any) -> tuple:
+            total, count = carry
+            total = total.at[place].add(value[:, None] * rows[row].astype(jnp.float32))
+            return total, count.at[place].add(value)
+
+        start = jnp.zeros((self.size, rows.shape[1]), jnp.float32), jnp.zeros(self.size, jnp.float32)
+        return self._chunks(add, start, rows.shape[1])
+
+    def _chunks(self, add: Callable, start: Any, width: int, keep_zeros: bool = False) -> Any:
+        """Folds `add(carry, row, place, value, position)` over own entries; positions past the end are `entries`."""
+        wanted = self.mine if keep_zeros else self.values != 0
+        chunk = self.chunk or chunk_of(self.entries, self.shards, width)
+        position = jnp.arange(self.entries, dtype=jnp.int32)
+        order = jnp.sort(jnp.where(wanted.reshape(-1), position, self.entries))
+        order = jnp.pad(order, (0, -self.entries % chunk), constant_values=self.entries)
+        trips = (jnp.sum(wanted) + chunk - 1) // chunk
+        values, local, k = self.values.reshape(-1), self.local.reshape(-1), self.values.shape[1]
+
+        def body(i: jax.Array, carry: Any) -> Any:
+            at = jax.lax.dynamic_slice(order, (i * chunk,), (chunk,))
+            there = jnp.minimum(at, self.entries - 1)
+            value = jnp.where(at < self.entries, values[there], 0.0)
+            return add(carry, there // k, local[there], value, at)
+
+        return jax.lax.fori_loop(0, trips, body, start)
