@@ -20,7 +20,7 @@ LAYERS = [
     ["hosts"],
     ["data", "io"],
     ["evals", "uses", "torch", "flax"],
-    ["train", "report"],
+    ["train", "plan", "report"],
     ["cli", "testing"],
 ]
 ORDER = [name for line in LAYERS for name in line]

@@ -20,6 +20,7 @@ COMMANDS = {
         "jaxsae.cli.convert:Convert",
         "read other libraries' dictionaries, write them, and check what was written",
     ),
+    "plan": ("jaxsae.cli.plan:Plan", "whether a run fits a topology and what it costs, without the devices"),
     "bench methods": ("jaxsae.cli.bench_methods:BenchMethods", "what a step of every method costs, relative to topk"),
     "bench kernels": (
         "jaxsae.cli.bench_kernels:BenchKernels",

@@ -28,6 +28,7 @@ class Train(TrainConfig):
         checkpoint: when to save, and what to keep.
         log: what is written while it runs.
         evaluate: how it is watched on held-out rows.
+        mesh: how the run is spread over the devices.
     """
 
     def run(self) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """From axis letters to shardings: the one table that places parameters, moments and trackers.
 
-Mesh axes are `data` (rows of the batch) and `latent` (the dictionary); both are Auto, so that ordinary code runs under
-the partitioner.
+Mesh axes are `run` (members of a fleet), `data` (rows of the batch) and `latent` (the dictionary); all are Auto, so
+that ordinary code runs under the partitioner.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,30 +14,42 @@ from jax.sharding import PartitionSpec as P
 
 from jaxsae.errors import ConfigError
 
+#: Names of the mesh axes, outermost first: neighbours along `latent`, which talk most, are neighbours in the machine.
+AXES = ("run", "data", "latent")
 #: Which mesh axis an axis letter lies on; every other letter is whole on each device.
-MESH_AXIS = {"B": "data", "S": "latent"}
+MESH_AXIS: dict[str, str | tuple[str, ...]] = {"N": "run", "B": "data", "S": "latent"}
+#: The same for optimiser moments that are spread over the rows' devices too (ZeRO-1, Rajbhandari et al. 2020).
+ZERO_AXIS = {**MESH_AXIS, "S": ("latent", "data")}
 
 
-def make_mesh(data: int = 1, latent: int = 1, devices: list | None = None) -> Mesh:
-    """A mesh of `data` x `latent` devices.
+def make_mesh(data: int = 1, latent: int = 1, devices: Sequence[Any] | None = None, run: int = 1) -> Mesh:
+    """A mesh of `run` x `data` x `latent` devices.
+
+    Args:
+        data: devices along the rows of the batch.
+        latent: devices along the latents.
+        devices: which ones, all of them; None for all there are.
+        run: devices along the members of a fleet.
 
     Raises:
         ConfigError: it does not match the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
-    if data * latent != len(devices):
+    devices = jax.devices() if devices is None else list(devices)
+    if run * data * latent != len(devices):
+        shape = f"data={data} x latent={latent}" if run == 1 else f"run={run} x data={data} x latent={latent}"
         raise ConfigError(
-            f"a mesh of data={data} x latent={latent} needs {data * latent} devices, found {len(devices)}"
+            f"a mesh of {shape} needs {run * data * latent} devices, found {len(devices)}; choose factors of "
+            f"{len(devices)}, or leave them out"
         )
-    grid = np.array(devices).reshape(data, latent)
-    return Mesh(grid, ("data", "latent"), axis_types=(AxisType.Auto, AxisType.Auto))
+    grid = np.array(devices, dtype=object).reshape(run, data, latent)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec(letters: str) -> P:
-    """The PartitionSpec of a leaf: `spec("DS")` is `P(None, "latent")`."""
-    return P(*(MESH_AXIS.get(letter) for letter in letters))
+def spec(letters: str, zero: bool = False) -> P:
+    """The PartitionSpec of a leaf: `spec("DS")` is `P(None, "latent")`; with `zero` that of its moments."""
+    return P(*((ZERO_AXIS if zero else MESH_AXIS).get(letter) for letter in letters))
 
 
-def sharding(mesh: Mesh, letters: str) -> NamedSharding:
+def sharding(mesh: Mesh, letters: str, zero: bool = False) -> NamedSharding:
     """The placement of a leaf with these axis letters on a mesh."""
-    return NamedSharding(mesh, spec(letters))
+    return NamedSharding(mesh, spec(letters, zero))

@@ -16,6 +16,7 @@ from jaxsae.recipes.multi_topk import multi_topk
 from jaxsae.recipes.mutual_choice import mutual_choice
 from jaxsae.recipes.ortsae import ortsae
 from jaxsae.recipes.placement import letters, permute, placements
+from jaxsae.recipes.programs import Programs
 from jaxsae.recipes.recipe import Recipe, evaluate, init, step
 from jaxsae.recipes.registry import RecipeConfig, configs, published
 from jaxsae.recipes.relu_l1 import relu_l1

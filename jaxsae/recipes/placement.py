@@ -45,10 +45,20 @@ def _checked(name: str, axis_letters: str, leaf: Any) -> str:
     return axis_letters
 
 
-def placements(recipe: Recipe, state: State, mesh: Mesh) -> State:
-    """The sharding of every leaf on a mesh: pass it as `out_shardings` of a jitted init or step."""
+def placements(recipe: Recipe, state: State, mesh: Mesh, zero: bool = False) -> State:
+    """The sharding of every leaf on a mesh: pass it as `out_shardings` of a jitted init or step.
+
+    Args:
+        recipe: the method.
+        state: its state, or the shapes of one.
+        mesh: where to.
+        zero: spread the optimiser's moments over the devices of `data` too.
+    """
     table = letters(recipe, state)
-    return jax.tree.map(lambda _, a: sharding(mesh, a), state, table)
+    placed = jax.tree.map(lambda _, a: sharding(mesh, a), state, table)
+    if zero:
+        placed = replace(placed, opt=jax.tree.map(lambda _, a: sharding(mesh, a, zero=True), state.opt, table.opt))
+    return placed
 
 
 def permute(recipe: Recipe, state: State, order: jax.Array) -> State:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from jaxsae.config import register
 from jaxsae.errors import ConfigError
 from jaxsae.io.checkpoint import Retention
+from jaxsae.parallel import MeshConfig
 from jaxsae.recipes import RecipeConfig
 
 
@@ -93,6 +94,7 @@ class TrainConfig:
         checkpoint: when to save, and what to keep.
         log: what is written while it runs.
         evaluate: how it is watched on held-out rows.
+        mesh: how the run is spread over the devices; a continued run may be spread in another way.
     """
 
     recipe: RecipeConfig
@@ -107,6 +109,7 @@ class TrainConfig:
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     log: LogPolicy = field(default_factory=LogPolicy)
     evaluate: EvaluatePolicy = field(default_factory=EvaluatePolicy)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         _positive("", training_tokens=self.training_tokens, train_batch_size_tokens=self.train_batch_size_tokens)

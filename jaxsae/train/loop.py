@@ -23,14 +23,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxsae import recipes
+from jaxsae import parallel
 from jaxsae.config import dump_yaml, to_dict
 from jaxsae.data.sources import Source
-from jaxsae.data.stream import stream
+from jaxsae.data.stream import Put, put_on, stream
 from jaxsae.errors import DataError
 from jaxsae.io.checkpoint import Checkpoints
-from jaxsae.recipes import Recipe, State
+from jaxsae.recipes import Programs, Recipe, State
 from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy
 from jaxsae.train.fleet import Fleet
 from jaxsae.train.logs import JsonLines, Log, NotFinite, Record, TensorBoard, WeightsAndBiases, Writer
@@ -71,6 +72,8 @@ def fit(
     key: jax.Array,
     heldout: Source | None = None,
     frozen: PyTree = (),
+    mesh: Mesh | None = None,
+    zero: bool = False,
     run_dir: RunDir | None = None,
     config: Mapping[str, Any] | None = None,
     identity: Mapping[str, Any] | None = None,
@@ -87,6 +90,9 @@ def fit(
         key: random key of the initial weights and of the run.
         heldout: batches for evaluation; the first `evaluate.batches` are used each time, means over batches recorded.
         frozen: arrays from outside that the recipe's view reads (a host's parameters, a frozen coder).
+        mesh: devices the run is spread over (see `jaxsae.parallel`); None for the default device.  A run may be
+            continued on another mesh: its numbers agree up to the rounding of sums.
+        zero: spread the optimiser's moments over the mesh axis `data` too.
         run_dir: an open `RunDir`; without one nothing is written, and signals are left alone.
         config: plain data that describes the run; written to `config.yaml`, and compared when it is continued.
         identity: plain data that says which rows the source gives; compared when the run is continued.
@@ -103,26 +109,30 @@ def fit(
 
     Example:
         >>> from jaxsae.data.sources import ArraySource
+        >>> from jaxsae.recipes import topk
         >>> x = np.random.default_rng(0).standard_normal((256, 8), np.float32)
-        >>> recipe = recipes.topk(d_in=8, d_sae=16, k=4)
+        >>> recipe = topk(d_in=8, d_sae=16, k=4)
         >>> quiet = LogPolicy(progress=False)
         >>> found = fit(recipe, ArraySource(x, batch_size=64), 3, key=jax.random.key(0), log=quiet)
         >>> found.step, found.metrics["train"]["tokens"]
         (3, 192)
     """
     with contextlib.ExitStack() as stack:
-        sample = _batches(source, 1)[0]
+        stack.enter_context(parallel.use(mesh))
+        sample = _batches(source, 1, put_for(source, mesh))[0]
+        programs = Programs(recipe, mesh, sample, frozen, zero)
+        frozen = programs.spread(frozen)
         checkpoints, begin = None, Begin()
         about = {"run": dict(config or {}), "recipe": to_dict(recipe), "source": identity_of(source, key)}
         about["source"] |= dict(identity or {})
         if run_dir is not None:
             checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints, checkpoint.retention))
-            begin = continue_from(checkpoints, recipe, key, sample, frozen, about, steps)
+            begin = continue_from(checkpoints, programs, about, steps)
             write_atomic(run_dir.config, dump_yaml(about["run"]))
         size = recipe.size if isinstance(recipe, Fleet) else 0
         book = stack.enter_context(contextlib.closing(_open_log(log, run_dir, begin, steps, source, about, size)))
-        state = recipes.init(recipe, key, sample, frozen) if begin.state is None else begin.state
-        run = _Run(recipe, frozen, state, begin.step, steps, source, heldout, checkpoints, about, book)
+        state = programs.init(key, sample, frozen) if begin.state is None else begin.state
+        run = _Run(programs, frozen, state, begin.step, steps, source, heldout, checkpoints, about, book)
         stop = stack.enter_context(stop_on_signal(enabled=run_dir is not None))
         try:
             run.train(checkpoint, log, evaluate, stop)
@@ -141,7 +151,7 @@ def fit(
 class _Run:
     """A run under way: what the loop needs at every turn."""
 
-    recipe: Recipe | Fleet
+    programs: Programs
     frozen: PyTree
     state: State
     step: int
@@ -157,9 +167,9 @@ class _Run:
         if self.step == self.steps:
             return
         ahead: deque[jax.Array] = deque()
-        with stream(self.source, start=self.step) as batches:
+        with stream(self.source, start=self.step, put=put_for(self.source, self.programs.mesh)) as batches:
             for _, batch in batches:
-                self.state, metrics = recipes.step(self.recipe, self.state, batch, self.frozen)
+                self.state, metrics = self.programs.step(self.state, batch, self.frozen)
                 self.step += 1
                 last = self.step == self.steps or stop.signum is not None
                 if last or self.step == 1 or self.step % log.every_steps == 0:
@@ -178,8 +188,8 @@ class _Run:
         """Held-out metrics of the present state; they reach the log when they are ready."""
         if self.heldout is not None and batches:
             found = [
-                recipes.evaluate(self.recipe, self.state, batch, self.frozen)
-                for batch in _batches(self.heldout, batches)
+                self.programs.evaluate(self.state, batch, self.frozen)
+                for batch in _batches(self.heldout, batches, put_for(self.heldout, self.programs.mesh))
             ]
             self.log.push("heldout", self.step, found)
 
@@ -247,9 +257,14 @@ def _open_log(
 
 
 # ------------------------------------------------------------------------------------------------------------ batches
-def _batches(source: Source, count: int) -> list[Batch]:
-    """The first batches of a source, on the device."""
-    with stream(source) as batches:
+def put_for(source: Source, mesh: Mesh | None) -> Put | None:
+    """How batches of a source reach the devices of a mesh: each gets its own rows."""
+    return None if mesh is None else put_on(parallel.sharding(mesh, "B"), source.batch_size)
+
+
+def _batches(source: Source, count: int, put: Put | None) -> list[Batch]:
+    """The first batches of a source, on the devices."""
+    with stream(source, put=put) as batches:
         return [batch for _, batch in itertools.islice(batches, count)]
 
 

@@ -8,11 +8,10 @@ import jax
 from jaxsae.config import from_dict
 from jaxsae.data.sources import Source
 from jaxsae.errors import CheckpointError, ConfigError
-from jaxsae.io.checkpoint import Checkpoints
-from jaxsae.recipes import Recipe, State
+from jaxsae.io.checkpoint import Checkpoints, Restored
+from jaxsae.recipes import Programs, Recipe, State
 from jaxsae.train.fleet import Fleet
 from jaxsae.train.same import HARMLESS, differences, same_so_far
-from jaxsae.typing import Batch, PyTree
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,7 @@ class Begin:
 
 def continue_from(
     checkpoints: Checkpoints,
-    recipe: Recipe | Fleet,
-    key: jax.Array,
-    sample: Batch,
-    frozen: PyTree,
+    programs: Programs,
     about: dict[str, Any],
     steps: int,
 ) -> Begin:
@@ -42,9 +38,8 @@ def continue_from(
     """
     if not checkpoints.steps():
         return Begin()
-    _refuse_other_run(checkpoints, about, recipe, steps)
-    target = jax.eval_shape(lambda: recipe.init(key, sample, frozen))
-    found: Restored | None = checkpoints.restore(target)
+    _refuse_other_run(checkpoints, about, programs.recipe, steps)
+    found: Restored | None = checkpoints.restore(programs.abstract)
     assert found is not None
     for damaged, _ in found.skipped:
         checkpoints.set_aside(damaged)

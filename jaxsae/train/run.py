@@ -1,15 +1,19 @@
 """One training run from its configuration: cache in, run directory with an exported dictionary out."""
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 import jaxsae
+from jaxsae import parallel
 from jaxsae.config import to_dict
 from jaxsae.data.cache import Cache, open_cache
-from jaxsae.data.sources import CacheSource
+from jaxsae.data.sources import CacheSource, rows_on_this_process
 from jaxsae.errors import ConfigError
 from jaxsae.io import save
 from jaxsae.recipes import Recipe, State
@@ -70,9 +74,11 @@ def train(config: TrainConfig) -> TrainResult:
     """
     cache = open_cache(config.cache)
     site = cache.site(config.hook_name)
-    source = CacheSource(cache, config.train_batch_size_tokens, sites=site, seed=config.seed)
-    heldout, evaluate = _heldout(cache, site, config)
-    recipe = _method(config, source.d_in)
+    d_in = dict(cache.manifest.sites)[site]
+    recipe = _method(config, d_in)
+    mesh = _mesh(config, recipe)
+    source = _source(cache, site, config, config.train_batch_size_tokens, "train", mesh)
+    heldout, evaluate = _heldout(cache, site, config, mesh)
     with RunDir(config.output).open() as run_dir:
         _refuse_orphan(run_dir)
         fitted = fit(
@@ -81,6 +87,8 @@ def train(config: TrainConfig) -> TrainResult:
             config.steps,
             key=jax.random.key(config.seed),
             heldout=heldout,
+            mesh=mesh,
+            zero=config.mesh.zero,
             run_dir=run_dir,
             config=to_dict(config),
             identity=_identity(cache, site),
@@ -89,7 +97,7 @@ def train(config: TrainConfig) -> TrainResult:
             evaluate=evaluate,
         )
         meta = _meta(cache, site, fitted.step * source.batch_size)
-        summary = _summary(recipe, site, fitted, run_dir)
+        summary = {**_summary(recipe, site, fitted, run_dir), "mesh": dict(mesh.shape) if mesh else {}}
         if isinstance(recipe, Fleet):
             summary, sae = export_members(recipe, fitted, run_dir, meta, summary)
         else:
@@ -108,13 +116,45 @@ def _method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
     return Fleet(recipe, members)
 
 
-def _heldout(cache: Cache, site: str, config: TrainConfig) -> tuple[CacheSource | None, EvaluatePolicy]:
+def _mesh(config: TrainConfig, recipe: Recipe | Fleet) -> Mesh | None:
+    """The mesh of a run; its reason is shown.  A sweep is one program on one device."""
+    if isinstance(recipe, Fleet):
+        if config.mesh.asks:
+            raise ConfigError("a sweep runs on one device; leave config key 'mesh' out, or give one value per scalar")
+        return None
+    chosen = choose(config, recipe, jax.devices())
+    if config.log.progress:
+        print(chosen, file=sys.stderr)
+    return chosen.mesh
+
+
+def choose(config: TrainConfig, recipe: Recipe, devices: Sequence[Any]) -> parallel.Chosen:
+    """The mesh a run would have on these devices."""
+    need = parallel.Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens)
+    stats = devices[0].memory_stats() if devices[0].platform in ("gpu", "tpu") else None
+    return parallel.choose_mesh(config.mesh, need, devices, (stats or {}).get("bytes_limit"))
+
+
+def _source(cache: Cache, site: str, config: TrainConfig, size: int, split: str, mesh: Mesh | None) -> CacheSource:
+    rows = None if mesh is None else rows_on_this_process(parallel.sharding(mesh, "B"), size)
+    return CacheSource(cache, size, sites=site, split=split, seed=config.seed, rows=rows)
+
+
+def _heldout(
+    cache: Cache, site: str, config: TrainConfig, mesh: Mesh | None
+) -> tuple[CacheSource | None, EvaluatePolicy]:
     """Batches of held-out rows, no more of them than there are rows for."""
     rows, policy = cache.split("heldout").rows, config.evaluate
     if not rows or not policy.batches:
         return None, policy
-    size = min(config.train_batch_size_tokens, rows)
-    source = CacheSource(cache, size, sites=site, split="heldout", seed=config.seed)
+    parts = 1 if mesh is None else mesh.shape["data"]
+    size = min(config.train_batch_size_tokens, rows) // parts * parts
+    if not size:
+        raise ConfigError(
+            f"the cache holds {rows} held-out rows, fewer than the {parts} devices along data; "
+            "take a smaller mesh, or evaluate.batches = 0"
+        )
+    source = _source(cache, site, config, size, "heldout", mesh)
     return source, replace(policy, batches=min(policy.batches, rows // size))
 
 

@@ -80,7 +80,7 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.step, self.flushing, self.compiled, self.fetched = 0, False, [], []
-        real_step, real_flush = recipes.step, logs.Log.flush
+        real_step, real_flush = recipes.Programs.step, logs.Log.flush
 
         def step(*args):
             self.step += 1
@@ -93,7 +93,7 @@ class Watch:
             finally:
                 self.flushing = False
 
-        monkeypatch.setattr(recipes, "step", step)
+        monkeypatch.setattr(recipes.Programs, "step", step)
         monkeypatch.setattr(logs.Log, "flush", flush)
         jax.monitoring.register_event_duration_secs_listener(self.on_event)
         array = type(jax.numpy.ones(1))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae import parallel
-from jaxsae.kernels._control import when
+from jaxsae.kernels._control import unless, when
 from jaxsae.kernels.sharded.axes import Split, owned, split_of
 from jaxsae.kernels.sharded.merge import merge
 from jaxsae.kernels.sharded.sums import Owned
@@ -67,16 +67,16 @@ def _bwd(run, split: Split, k, k_aux: int, signed, residuals, cotangents):
         size = W.shape[1]
         first, xc = split.first(size), x - b_pre[None].astype(x.dtype)
         main = Owned(g, index, first, size, split.latent)
-        dW, db = main.outer_sum(xc)
+        dW, db = main.outer_sum(xc, W.dtype)
         dx = main.decode(W.T)  # dropped by the compiler when x is data
         if k_aux:
             mine, place = owned(aux, first, size)
             second = Owned(jnp.where(mine & dead[place], g_aux, 0.0), aux, first, size, split.latent)
-            extra = when(jnp.any(dead), lambda xc: second.outer_sum(xc), (xc,))
-            dW, db = dW + extra[0], db + extra[1]
+            add = lambda dW, db, xc: second.outer_sum(xc, W.dtype, (dW, db))  # noqa: E731
+            dW, db = unless(~jnp.any(dead), (dW, db), add, (dW, db, xc))
             dx = dx + when(jnp.any(dead), lambda W: second.decode(W.T), (W,))
         db = split.sum_rows(db)
-        dW = split.sum_rows(dW.T.astype(W.dtype))
+        dW = split.sum_rows(dW).T
         db_pre = -split.sum_latents(jnp.dot(W.astype(jnp.float32), db))
         return split.sum_latents(dx).astype(x.dtype), dW, db, db_pre
 

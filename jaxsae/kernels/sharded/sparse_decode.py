@@ -41,7 +41,7 @@ def _bwd(split: Split, residuals, g):
 
     def local(values, indices, W, g):
         own = Owned(values, indices, split.first(len(W)), len(W), split.latent)
-        dW = split.sum_rows(own.outer_sum(g)[0].astype(W.dtype))
+        dW = split.sum_rows(own.outer_sum(g, W.dtype)[0])
         return split.sum_latents(own.dots(g, W)), dW
 
     placed = parallel.shard(local, split.specs("BK", "BK", "SE", "BE"), split.specs("BK", "SE"))

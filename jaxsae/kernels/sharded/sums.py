@@ -47,50 +47,72 @@ class Owned:
         if not self.paired:
             return sparse.forward(self.values, self.local, W)
 
-        def add(y: jax.Array, row: jax.Array, place: jax.Array, value: jax.Array, _: Any) -> jax.Array:
+        def add(y: jax.Array, at: jax.Array) -> jax.Array:
+            row, place, value = self._entry(at)
             return y.at[row].add(value[:, None] * W[place].astype(jnp.float32), indices_are_sorted=True)
 
-        return self._chunks(add, jnp.zeros((self.values.shape[0], W.shape[1]), jnp.float32), W.shape[1])
+        start = jnp.zeros((self.values.shape[0], W.shape[1]), jnp.float32)
+        return self._chunks(add, start, self.values != 0, W.shape[1])
 
     def dots(self, g: jax.Array, W: jax.Array) -> jax.Array:
         """g[b] . W[indices[b, j]] of own entries, 0 elsewhere: [b, K] f32."""
         if not self.paired:
             return jnp.where(self.mine, sparse.dots(g, self.local, W), 0.0)
 
-        def add(out: jax.Array, row: jax.Array, place: jax.Array, value: jax.Array, at: jax.Array) -> jax.Array:
+        def put(out: jax.Array, at: jax.Array) -> jax.Array:
+            row, place, _ = self._entry(at)
             found = jnp.sum(g[row] * W[place].astype(jnp.float32), axis=-1)
             return out.at[at].set(found, mode="drop")
 
-        flat = self._chunks(add, jnp.zeros(self.entries, jnp.float32), W.shape[1], keep_zeros=True)
+        flat = self._chunks(put, jnp.zeros(self.entries, jnp.float32), self.mine, W.shape[1])
         return flat.reshape(self.values.shape)
 
-    def outer_sum(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """sum values[b, j] e_indices[b, j] (x) rows[b]: [size, width] f32, and the sum of values per latent [size]."""
+    def outer_sum(self, rows: jax.Array, dtype: Any = jnp.float32, start: Any = None) -> tuple[jax.Array, jax.Array]:
+        """sum values[b, j] e_indices[b, j] (x) rows[b]: [size, width], and the sum of values per latent [size] f32.
+
+        Summed in f32 and rounded to `dtype` once; in the paired way, once for each chunk that holds a part of the
+        latent's pairs, which are in the order of latents.  `start`: such a result to add to.
+        """
+        width = rows.shape[1]
+        if start is None:
+            start = jnp.zeros((self.size, width), dtype), jnp.zeros(self.size, jnp.float32)
         if not self.paired:
-            return sparse.outer_sum(self.values, self.local, rows, self.size)
+            total, count = sparse.outer_sum(self.values, self.local, rows, self.size)
+            return start[0] + total.astype(dtype), start[1] + count
 
-        def add(carry: tuple, row: jax.Array, place: jax.Array, value: jax.Array, _: Any) -> tuple:
-            total, count = carry
-            total = total.at[place].add(value[:, None] * rows[row].astype(jnp.float32))
-            return total, count.at[place].add(value)
+        def add(carry: tuple, at: jax.Array) -> tuple:
+            row, place, value = self._entry(at)
+            place = jnp.where(at < self.entries, place, self.size)
+            fresh = jnp.concatenate([jnp.zeros(1, bool), place[1:] != place[:-1]])
+            group = jnp.cumsum(fresh)
+            sums = jax.ops.segment_sum(
+                value[:, None] * rows[row].astype(jnp.float32), group, len(at), indices_are_sorted=True
+            )
+            owner = jnp.full(len(at), self.size).at[group].set(place)
+            total = carry[0].at[owner].add(sums.astype(dtype), mode="drop", indices_are_sorted=True)
+            return total, carry[1].at[place].add(value, mode="drop", indices_are_sorted=True)
 
-        start = jnp.zeros((self.size, rows.shape[1]), jnp.float32), jnp.zeros(self.size, jnp.float32)
-        return self._chunks(add, start, rows.shape[1])
+        return self._chunks(add, start, self.values != 0, width, by_latent=True)
 
-    def _chunks(self, add: Callable, start: Any, width: int, keep_zeros: bool = False) -> Any:
-        """Folds `add(carry, row, place, value, position)` over own entries; positions past the end are `entries`."""
-        wanted = self.mine if keep_zeros else self.values != 0
+    def _entry(self, at: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(row, latent, value) of the entries at these positions; value 0 past the end."""
+        there = jnp.minimum(at, self.entries - 1)
+        value = jnp.where(at < self.entries, self.values.reshape(-1)[there], 0.0)
+        return there // self.values.shape[1], self.local.reshape(-1)[there], value
+
+    def _chunks(self, fold: Callable, start: Any, wanted: jax.Array, width: int, by_latent: bool = False) -> Any:
+        """Folds `fold(carry, positions [chunk])` over the wanted entries; positions past the end are `entries`."""
         chunk = self.chunk or chunk_of(self.entries, self.shards, width)
-        position = jnp.arange(self.entries, dtype=jnp.int32)
-        order = jnp.sort(jnp.where(wanted.reshape(-1), position, self.entries))
+        position = jnp.where(wanted.reshape(-1), jnp.arange(self.entries, dtype=jnp.int32), self.entries)
+        if by_latent:
+            key = jnp.where(wanted.reshape(-1), self.local.reshape(-1), self.size)
+            order = jax.lax.sort((key, position), num_keys=2)[1]
+        else:
+            order = jnp.sort(position)
         order = jnp.pad(order, (0, -self.entries % chunk), constant_values=self.entries)
         trips = (jnp.sum(wanted) + chunk - 1) // chunk
-        values, local, k = self.values.reshape(-1), self.local.reshape(-1), self.values.shape[1]
 
         def body(i: jax.Array, carry: Any) -> Any:
-            at = jax.lax.dynamic_slice(order, (i * chunk,), (chunk,))
-            there = jnp.minimum(at, self.entries - 1)
-            value = jnp.where(at < self.entries, values[there], 0.0)
-            return add(carry, there // k, local[there], value, at)
+            return fold(carry, jax.lax.dynamic_slice(order, (i * chunk,), (chunk,)))
 
         return jax.lax.fori_loop(0, trips, body, start)

@@ -1,0 +1,66 @@
+"""`jaxsae plan`: whether a run fits and what it costs, before anything is rented."""
+
+import json
+import pathlib
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxsae.config import from_dict, read_file
+from jaxsae.errors import ConfigError
+from jaxsae.train import TrainConfig
+from jaxsae.train.run_dir import write_atomic
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compile the training step of a configuration for a topology, and say what it needs.
+
+    No TPU is needed for a TPU topology, only libtpu.  Ends with status 1 where the step does not fit.
+
+    Attributes:
+        file: YAML file of a training run, as for `jaxsae train --config`.
+        topology: v5e:16x16, v5p:2x2x1, v6e:2x4 and the like, or local.
+        dtype: of the cached rows.
+        output: write the page to this file and its data beside it, as .json; by default the page is printed.
+        suggest: where it does not fit, compile other settings and say which do.
+    """
+
+    file: Annotated[str, tyro.conf.Positional]
+    topology: str = "local"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    output: str | None = None
+    suggest: bool = True
+
+    def run(self) -> dict[str, Any]:
+        """Prints or writes the page, and returns its data."""
+        if self.topology != "local":
+            import jax
+
+            jax.config.update("jax_platforms", "cpu")  # nothing is run: do not look for, or lock, a TPU
+        from jaxsae.plan import open_target, page, plan
+
+        config = from_dict(read_file(self.file), TrainConfig)
+        print(f"compiling the step for {self.topology} ...", file=sys.stderr)
+        found = plan(config, open_target(self.topology), dtype=self.dtype, suggest=self.suggest)
+        data, text = found.to_json(), page(found, self.command())
+        if self.output is None:
+            print(text)
+        else:
+            path = pathlib.Path(self.output)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, text)
+            write_atomic(path.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
+            print(f"{'fits' if found.measured.fits else 'does not fit'}: {path}")
+        if not found.measured.fits:
+            works = [a.change for a in found.advice if a.fits]
+            advice = f"; it fits with: {', or '.join(works)}" if works else "; take a larger topology"
+            raise ConfigError(f"{self.file}: the step does not fit on {self.topology}{advice}")
+        return data
+
+    def command(self) -> str:
+        """What was called, for the page."""
+        dtype = "" if self.dtype == "bfloat16" else f" --dtype {self.dtype}"
+        return f"jaxsae plan {self.file} --topology {self.topology}{dtype}"

@@ -1,0 +1,54 @@
+"""What to change when a step does not fit: each suggestion is compiled before it is made."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jaxsae import parallel
+from jaxsae.plan.measure import Measured
+from jaxsae.plan.topology import Target
+from jaxsae.recipes import Recipe
+from jaxsae.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change, whether the step fits with it, and the memory it then takes."""
+
+    change: str
+    fits: bool
+    peak: int
+
+
+def advise(
+    recipe: Recipe, config: TrainConfig, target: Target, shape: dict[str, int], dtype: str, compile_step: Callable
+) -> Iterator[Advice]:
+    """Every change that applies, compiled."""
+    rows, zero = config.train_batch_size_tokens, config.mesh.zero
+    for change, other, (data, latent), size in _changes(recipe, shape, rows):
+        mesh = parallel.make_mesh(data, latent, target.devices)
+        found: Measured = compile_step(other, mesh, size, dtype, zero)
+        yield Advice(change, found.fits, found.peak)
+
+
+def _changes(recipe: Recipe, shape: dict[str, int], rows: int) -> Iterator[tuple[str, Recipe, tuple[int, int], int]]:
+    data, latent = shape["data"], shape["latent"]
+    if data > 1 and data % 2 == 0 and recipe.d_sae % (2 * latent) == 0:
+        yield f"mesh data {data // 2} x latent {2 * latent}", recipe, (data // 2, 2 * latent), rows
+    half = half_moments(recipe)
+    if half is not None:
+        yield "optimiser moments in bf16", half, (data, latent), rows
+    if rows % (2 * data) == 0:
+        yield f"a batch of {rows // 2:,} rows", recipe, (data, latent), rows // 2
+    if recipe.precision.compute == "float32":
+        precision = dataclasses.replace(recipe.precision, compute="bfloat16")
+        yield "bfloat16: true", dataclasses.replace(recipe, precision=precision), (data, latent), rows
+
+
+def half_moments(recipe: Recipe) -> Recipe | None:
+    """The recipe with its optimiser's moments in bf16, if they are not already."""
+    optimizer: Any = recipe.optimizer
+    fields = {f.name for f in dataclasses.fields(optimizer)} & {"mu_dtype", "nu_dtype", "moments_dtype"}
+    wide = {name: "bfloat16" for name in fields if getattr(optimizer, name) == "float32"}
+    return dataclasses.replace(recipe, optimizer=dataclasses.replace(optimizer, **wide)) if wide else None

@@ -1,0 +1,106 @@
+"""Collectives of a compiled program: read from its text, with the bytes that each device receives."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+_LINE = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.*?) ({_KINDS})(-start)?\(", re.M)
+_BLOCK = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*)?\{\n(.*?)^\}", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective operation.
+
+    Attributes:
+        kind: its name in the program.
+        shape: of what it returns on a device.
+        devices: that take part together.
+        received: bytes a device receives, by the ring algorithm.
+        where: "always"; "branch" if only one side of a conditional has it; "loop" in a loop, counted once.
+        source: the operation of the program it comes from, as jax names it.
+    """
+
+    kind: str
+    shape: str
+    devices: int
+    received: float
+    where: str
+    source: str
+
+
+def collectives(text: str) -> list[Collective]:
+    """All collectives of a compiled program's text, in the order they stand there.
+
+    Example:
+        >>> line = "  %a = f32[8,4]{1,0} all-reduce(%x), replica_groups=[1,4]<=[4], to_apply=%add"
+        >>> collectives("ENTRY %main (x: f32[8,4]) -> f32[8,4] {\\n" + line + "\\n}\\n")[0].received
+        192.0
+    """
+    blocks = dict(_BLOCK.findall(text))
+    inside = _places(blocks)
+    return [c for name, body in blocks.items() for c in _of_block(body, inside.get(name, "always"))]
+
+
+def _of_block(body: str, where: str) -> Iterator[Collective]:
+    for line in body.splitlines():
+        found = _LINE.match(line)
+        if found:
+            result, kind, start = found.groups()
+            shapes = _SHAPE.findall(result)
+            if start and kind != "all-reduce":  # (operands, results, ...): the results are the second half
+                shapes = shapes[len(shapes) // 2 :] if kind != "collective-permute" else shapes[1:2]
+            devices = _group(line)
+            size = sum(_WIDTH.get(t, 8 if t[-2:] == "64" else 4) * _count(dims) for t, dims in shapes)
+            source = re.search(r'op_name="([^"]*)"', line)
+            described = ", ".join(f"{t}[{dims}]" for t, dims in shapes)
+            yield Collective(
+                kind, described, devices, _received(kind, size, devices), where, source[1] if source else ""
+            )
+
+
+def _received(kind: str, size: float, devices: int) -> float:
+    others = (devices - 1) / devices
+    return {
+        "all-gather": others * size,
+        "all-reduce": 2 * others * size,
+        "reduce-scatter": (devices - 1) * size,
+        "all-to-all": others * size,
+        "collective-permute": size,
+    }[kind]
+
+
+def _count(dims: str) -> int:
+    return math.prod(int(n) for n in dims.split(",") if n)
+
+
+def _group(line: str) -> int:
+    """Devices of one replica group: `[groups,size]<=[...]` or `{{0,1,...},...}`."""
+    compact = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
+    if compact:
+        return int(compact[2])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    return len(listed[1].split(",")) if listed else 2
+
+
+def _places(blocks: dict[str, str]) -> dict[str, str]:
+    """For every computation that runs not just once: "branch" or "loop", with those that it calls."""
+    found: dict[str, str] = {}
+    starts: list[tuple[str, str]] = []
+    for body in blocks.values():
+        for names in re.findall(r"branch_computations=\{([^}]*)\}", body):
+            starts += [(n.strip().lstrip("%"), "branch") for n in names.split(",")]
+        starts += [(n, "branch") for n in re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", body)]
+        starts += [(n, "loop") for n in re.findall(r"\b(?:body|condition)=%?([\w.\-]+)", body)]
+    while starts:
+        name, where = starts.pop()
+        if found.get(name) == where or name not in blocks or found.get(name) == "branch":
+            continue
+        found[name] = where
+        called = re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", blocks[name])
+        starts += [(n, where) for n in called]
+    return found

@@ -1,0 +1,114 @@
+"""A plan as a page of text."""
+
+from collections.abc import Iterator
+
+from jaxsae.plan.plan import Plan
+
+GIB = 2**30
+
+
+def page(plan: Plan, command: str = "") -> str:
+    """The page in Markdown.
+
+    Args:
+        plan: what was found.
+        command: that made it, to be quoted.
+    """
+    return "\n".join(
+        [*_head(plan, command), *_memory(plan), *_advice(plan), *_traffic(plan), *_time(plan), *_arrays(plan)]
+    )
+
+
+def _head(plan: Plan, command: str) -> Iterator[str]:
+    m, recipe = plan.measured, plan.recipe
+    yield f"# {recipe.name}: {recipe.d_in:,} to {recipe.d_sae:,} latents on {plan.target}"
+    yield ""
+    if command:
+        yield f"Made by `{command}`; nothing ran on a device.  "
+    yield "Versions: " + ", ".join(f"{k} {v}" for k, v in plan.versions.items()) + f"; compiled in {m.seconds:.0f} s."
+    yield ""
+    verdict = "fits" if m.fits else "does not fit"
+    limit = f" of {plan.chip.memory / GIB:.2f}" if plan.chip.memory else ""
+    yield f"**{verdict}**: {m.peak / GIB:.2f}{limit} GiB at the peak on each of {plan.devices} devices."
+    yield ""
+    shape = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items() if axis != "run" or n > 1)
+    yield f"Mesh {shape}: {plan.reason}.  Batch of {plan.rows:,} rows, {plan.steps:,} steps."
+    yield ""
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    m = plan.measured
+    yield from _table("Memory per device", ("part", "GiB"), [
+        *((name, f"{size / GIB:.3f}") for name, size in m.parts.items()),
+        ("temporaries at the peak", f"{m.temporaries / GIB:.3f}"),
+        ("peak", f"{m.peak / GIB:.3f}"),
+    ])  # fmt: skip
+    if m.why:
+        yield f"The compiler said: {m.why}"
+        yield ""
+
+
+def _advice(plan: Plan) -> Iterator[str]:
+    if plan.advice:
+        rows = [(a.change, "fits" if a.fits else "does not fit", f"{a.peak / GIB:.2f}") for a in plan.advice]
+        yield from _table("What to change (each compiled, alone)", ("change", "verdict", "peak GiB"), rows)
+
+
+def _traffic(plan: Plan) -> Iterator[str]:
+    m = plan.measured
+    if not m.fits or plan.devices == 1:
+        return
+    rows = [
+        (
+            c.kind,
+            c.shape if len(c.shape) < 60 else c.shape[:57] + "...",
+            str(c.devices),
+            f"{c.received / 1e6:.3f}",
+            c.where,
+        )
+        for c in sorted(m.collectives, key=lambda c: -c.received)
+        if c.received >= 1000
+    ]
+    yield from _table("Collectives of the compiled program", ("kind", "result", "devices", "MB received", "when"), rows)
+    yield (
+        f"Received per device and step: {m.received('always') / 1e6:.1f} MB always, "
+        f"{m.received('branch') / 1e6:.1f} MB more where a branch is taken (AuxK's, while latents are dead), "
+        f"{m.received('loop') / 1e6:.1f} MB per turn of loops.  Bytes as a ring receives them; those under 1 kB are not "
+        "listed."
+    )
+    yield ""
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    step = plan.seconds
+    if step is None:
+        return
+    rows = [(p.name, p.work, p.resource, f"{1000 * p.seconds:.2f}") for p in plan.parts]
+    yield from _table("Least time of a step's parts", ("part", "work per device", "bound by", "ms"), rows)
+    for name, seconds in (("at best, all resources at once", step[0]), ("one part after another", step[1])):
+        hours = plan.steps * seconds / 3600
+        yield (
+            f"- {name}: {1000 * seconds:.1f} ms a step, {plan.rows / seconds:,.0f} tokens/s; the run of "
+            f"{plan.steps * plan.rows:,} tokens takes {hours:.2f} h, {hours * plan.devices:.1f} chip-hours."
+        )
+    yield ""
+    yield (
+        "These are bounds from data-sheet rates, not measurements: no part reaches its rate, small parts are left out, "
+        "gathers of rows may be bound by the number of transfers rather than bytes, and AuxK's branch is counted as "
+        "taken in the collectives only.  The compiler's own time estimate is not used, since it counts neither the "
+        "passes of a selection nor custom kernels."
+    )
+    yield ""
+
+
+def _arrays(plan: Plan) -> Iterator[str]:
+    rows = [(n, s, d, p, f"{b / 2**20:.3f}") for n, s, d, p, b in plan.measured.arrays]
+    yield from _table("Arrays kept from step to step", ("array", "shape", "dtype", "spread over", "MiB each"), rows)
+
+
+def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    yield f"## {title}"
+    yield ""
+    for row in (head, ("---",) * len(head), *rows):
+        yield "| " + " | ".join(row) + " |"
+    yield ""

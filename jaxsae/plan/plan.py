@@ -1,0 +1,139 @@
+"""From a training configuration and a topology to a plan, by compiling the step that `jaxsae train` would run."""
+
+import dataclasses
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jaxsae
+from jaxsae import parallel
+from jaxsae.errors import ConfigError
+from jaxsae.parallel import Need
+from jaxsae.plan.advise import Advice, advise
+from jaxsae.plan.measure import Measured, measure
+from jaxsae.plan.roofline import Part, bounds, roofline
+from jaxsae.plan.topology import Target
+from jaxsae.recipes import Programs, Recipe
+from jaxsae.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the page shows.
+
+    Attributes:
+        recipe: the method with everything filled in.
+        target: topology by name; `chip` with its rates.
+        devices: how many.
+        mesh: devices by axis; `reason` says why.
+        rows: of the global batch; `steps` of them in the run.
+        measured: the compiled step.
+        parts: least times by part; empty for unknown devices.
+        advice: other settings that were compiled because this one does not fit.
+        versions: of the programs that made it.
+    """
+
+    recipe: Recipe
+    target: str
+    chip: Any
+    devices: int
+    mesh: dict[str, int]
+    reason: str
+    rows: int
+    steps: int
+    measured: Measured
+    parts: tuple[Part, ...]
+    advice: tuple[Advice, ...]
+    versions: dict[str, str]
+
+    @property
+    def seconds(self) -> tuple[float, float] | None:
+        """A step's least time with perfect overlap, and with none; None for unknown devices."""
+        return bounds(list(self.parts)) if self.parts else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        measured = dataclasses.asdict(self.measured)
+        step = self.seconds
+        return {
+            "recipe": self.recipe.name,
+            "d_in": self.recipe.d_in,
+            "d_sae": self.recipe.d_sae,
+            "topology": self.target,
+            "chip": dataclasses.asdict(self.chip),
+            "devices": self.devices,
+            "mesh": self.mesh,
+            "reason": self.reason,
+            "rows": self.rows,
+            "steps": self.steps,
+            **measured,
+            "temporaries": self.measured.temporaries,
+            "received": {w: self.measured.received(w) for w in ("always", "branch", "loop")},
+            "parts_of_step": [dataclasses.asdict(p) for p in self.parts],
+            "step_seconds": None if step is None else {"overlapped": step[0], "in_turn": step[1]},
+            "advice": [dataclasses.asdict(a) for a in self.advice],
+            "versions": self.versions,
+        }
+
+
+def plan(config: TrainConfig, target: Target, *, dtype: str = "bfloat16", suggest: bool = True) -> Plan:
+    """Compiles the training step of a configuration for a topology.
+
+    Args:
+        config: of the run; its recipe needs `d_in`, unless the cache is there to take it from.
+        target: where to; see `open_target`.
+        dtype: of the cached rows.
+        suggest: where it does not fit, compile other settings.
+
+    Raises:
+        ConfigError: the mesh does not match the devices, or sizes do not divide; the nearest are named.
+
+    Example:
+        >>> from jaxsae.plan import open_target
+        >>> from jaxsae.recipes import topk
+        >>> config = TrainConfig(topk.Config(d_in=16, d_sae=64, k=4), cache="none", train_batch_size_tokens=64)
+        >>> found = plan(config, open_target("local"))
+        >>> found.measured.fits, found.measured.parts["parameters"]
+        (True, 8512)
+    """
+    recipe = config.recipe.build(d_in=_width(config), training_steps=config.steps)
+    need = Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens)
+    chosen = parallel.choose_mesh(config.mesh, need, target.devices, target.chip.memory or None)
+    shape = dict(chosen.mesh.shape)
+    measured = compile_step(recipe, chosen.mesh, need.rows, dtype, config.mesh.zero)
+    parts = roofline(recipe, need.rows, shape, measured, target.chip) if measured.fits else []
+    advice = () if measured.fits or not suggest else tuple(advise(recipe, config, target, shape, dtype, compile_step))
+    import jaxlib
+
+    versions = {"jaxsae": jaxsae.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    if target.name != "local":
+        import importlib.metadata
+
+        versions["libtpu"] = importlib.metadata.version("libtpu")
+    return Plan(
+        recipe, target.name, target.chip, chosen.mesh.size, shape, chosen.reason, need.rows, config.steps, measured,
+        tuple(parts), advice, versions,
+    )  # fmt: skip
+
+
+def compile_step(recipe: Recipe, mesh: Any, rows: int, dtype: str, zero: bool) -> Measured:
+    """The step of `jaxsae.recipes.Programs`, which `fit` runs, compiled and measured."""
+    batch = {"x": jax.ShapeDtypeStruct((rows, recipe.d_in), jnp.dtype(dtype))}
+    return measure(Programs(recipe, mesh, batch, zero=zero), batch)
+
+
+def _width(config: TrainConfig) -> int | None:
+    """Of the cache's rows, where there is a cache."""
+    if config.recipe.d_in is not None or not pathlib.Path(config.cache).is_dir():
+        if config.recipe.d_in is None:
+            raise ConfigError(
+                f"a plan needs the width of the rows: give recipe.d_in, or a cache (there is none in {config.cache!r})"
+            )
+        return config.recipe.d_in
+    from jaxsae.data.cache import open_cache
+
+    cache = open_cache(config.cache)
+    return dict(cache.manifest.sites)[cache.site(config.hook_name)]

@@ -1,0 +1,99 @@
+"""Devices to plan for: a TPU slice by its name, which needs libtpu but no TPU, or the devices of this machine."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxsae.errors import ConfigError, closest
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Data-sheet rates of one device; 0 where unknown.
+
+    Attributes:
+        name: as in the topology's name.
+        memory: bytes that programs may use.
+        flops: bf16 floating point operations per second.
+        bandwidth: bytes per second from and to its memory.
+        links: bytes per second that its links to other chips receive together.
+        clock: cycles per second, as its rate and the shape of its matrix unit imply.
+    """
+
+    name: str
+    memory: float = 0.0
+    flops: float = 0.0
+    bandwidth: float = 0.0
+    links: float = 0.0
+    clock: float = 0.0
+
+
+#: Vendor pages, and jax's own table of chips; memory as the compiler states it.
+CHIPS = {
+    "v5e": Chip("v5e", 15.75 * 2**30, 197e12, 819e9, 200e9, 1.5e9),
+    "v5p": Chip("v5p", 95.74 * 2**30, 459e12, 2765e9, 600e9, 1.75e9),
+    "v6e": Chip("v6e", 31.25 * 2**30, 918e12, 1640e9, 448e9, 1.75e9),
+}
+
+#: Lets several processes compile at once, and saves looking for a TPU host.  Set only here, in a command that trains
+#: nothing: on a real pod they would hide it.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan is made for."""
+
+    name: str
+    devices: Sequence[Any]
+    chip: Chip
+
+
+def open_target(name: str) -> Target:
+    """The devices of a topology.
+
+    Args:
+        name: "v5e:16x16", "v5p:2x2x1", "v6e:2x4" and the like, or "local".
+
+    Raises:
+        ConfigError: no such topology, or libtpu is missing; what to do is said.
+
+    Example:
+        >>> open_target("local").chip.name in ("cpu", "gpu", "tpu")
+        True
+    """
+    if name == "local":
+        devices = jax.devices()
+        stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+        return Target(name, devices, Chip(devices[0].platform, float((stats or {}).get("bytes_limit", 0))))
+    kind = name.partition(":")[0]
+    if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", name):
+        hint = closest(kind, CHIPS) if kind not in CHIPS else ""
+        raise ConfigError(
+            f"no topology {name!r}{hint}; expected a chip ({', '.join(CHIPS)}) and a shape, such as v5e:16x16 or "
+            "v5p:2x2x1, or local"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(f"planning for {name!r} needs libtpu (no TPU); pip install libtpu, or plan for local")
+    from jax.experimental import topologies
+
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as e:
+        why = " ".join(str(e).split())[:160]
+        raise ConfigError(
+            f"libtpu knows no topology {name!r} ({why}); see the shapes that {kind} slices come in"
+        ) from e
+    return Target(name, devices, CHIPS[kind])

@@ -1,0 +1,70 @@
+"""Which mesh: what is asked for, what is chosen, and one clear sentence when it cannot be."""
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from jaxsae.errors import ConfigError
+from jaxsae.parallel import MeshConfig, Need, choose_mesh, make_mesh, sizes, use
+
+NEED = Need(d_in=64, d_sae=1024, rows=256)
+
+
+def chips(n):
+    return [SimpleNamespace(platform="tpu", id=i) for i in range(n)]
+
+
+def chosen(config=MeshConfig(), need=NEED, n=8, memory=None):
+    found = choose_mesh(config, need, chips(n), memory)
+    return found.mesh.shape["data"], found.mesh.shape["latent"], found.reason
+
+
+def test_least_traffic_decides_and_is_told():
+    # 8-fold data: gradients 2*7/8*8*64*1024 = 918 kB; 8-fold latent: reconstructions 2*7/8*4*64*256 = 115 kB
+    assert chosen()[:2] == (1, 8)
+    # a batch of 65,536 rows: 29.4 MB over latents, gradients are the cheaper
+    data, latent, reason = chosen(need=Need(64, 1024, 65_536))
+    assert (data, latent) == (8, 1)
+    assert "0.918 MB" in reason
+
+
+def test_memory_rules_meshes_out():
+    need = Need(64, 1024, 65_536)  # 2.1 MB of state
+    assert chosen(need=need, memory=1e6)[1] >= 4
+    assert "2.1 MB" in chosen(need=need, memory=1e6)[2] or "0.0021 GB" in chosen(need=need, memory=1e6)[2]
+
+
+def test_one_factor_given_the_other_follows():
+    assert chosen(MeshConfig(data=2))[:2] == (2, 4)
+    assert chosen(MeshConfig(latent=2))[:2] == (4, 2)
+    assert chosen(MeshConfig(data=4, latent=2)) == (4, 2, "as the configuration says")
+
+
+def test_cpu_devices_are_used_only_when_asked_for():
+    assert choose_mesh(MeshConfig(), NEED, jax.devices()).mesh.size == 1
+    assert choose_mesh(MeshConfig(latent=4), NEED, jax.devices()).mesh.shape["data"] == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "need", "words"),
+    [
+        (MeshConfig(data=3, latent=2), NEED, "needs 6 devices, found 8"),
+        (MeshConfig(latent=8, data=1), Need(64, 1001, 256), "the nearest are 1000 or 1008"),
+        (MeshConfig(data=8, latent=1), Need(64, 1024, 100), "the nearest are 96 or 104"),
+        (MeshConfig(data=2, latent=4, zero=True), Need(64, 1020, 256), "the nearest are 1016 or 1024"),
+        (MeshConfig(), Need(64, 1023, 255), "take d_sae = 1016 or 1024"),
+        (MeshConfig(run=3), NEED, "multiple of 3"),
+    ],
+)
+def test_impossible_meshes_are_one_sentence(config, need, words):
+    with pytest.raises(ConfigError, match=words):
+        chosen(config, need)
+
+
+def test_mesh_in_force_is_seen_by_traces_and_only_inside():
+    assert sizes() == {}
+    with use(make_mesh(2, 4)):
+        assert jax.eval_shape(lambda: [sizes()] and jax.numpy.zeros(len(sizes()))).shape == (2,)
+        assert sizes() == {"data": 2, "latent": 4}
+    assert sizes() == {}
