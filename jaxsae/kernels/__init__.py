@@ -3,6 +3,7 @@
 from jaxsae.kernels.decode_residual_sddmm.api import decode_residual_sddmm
 from jaxsae.kernels.encode_topk.api import encode_topk
 from jaxsae.kernels.entries import add_at, pick, take
+from jaxsae.kernels.keep_best.api import keep_best
 from jaxsae.kernels.path.api import path
 from jaxsae.kernels.sparse_adam.api import sparse_adam
 from jaxsae.kernels.sparse_decode.api import sparse_decode
@@ -13,6 +14,7 @@ __all__ = [
     "add_at",
     "decode_residual_sddmm",
     "encode_topk",
+    "keep_best",
     "path",
     "pick",
     "sparse_adam",

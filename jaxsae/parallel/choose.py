@@ -1,4 +1,4 @@
-"""Which mesh: what the configuration says, and for what it leaves open the mesh that talks least among those that fit."""
+"""Which mesh: as configured, and where that is left open, the one that talks least among those that fit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """A plan as a page of text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxsae.plan.plan import Plan
 
@@ -73,8 +73,8 @@ def _traffic(plan: Plan) -> Iterator[str]:
     yield (
         f"Received per device and step: {m.received('always') / 1e6:.1f} MB always, "
         f"{m.received('branch') / 1e6:.1f} MB more where a branch is taken (AuxK's, while latents are dead), "
-        f"{m.received('loop') / 1e6:.1f} MB per turn of loops.  Bytes as a ring receives them; those under 1 kB are not "
-        "listed."
+        f"{m.received('loop') / 1e6:.1f} MB per turn of loops.  Bytes as a ring receives them; those under 1 kB "
+        "are not listed."
     )
     yield ""
 
@@ -106,7 +106,7 @@ def _arrays(plan: Plan) -> Iterator[str]:
     yield from _table("Arrays kept from step to step", ("array", "shape", "dtype", "spread over", "MiB each"), rows)
 
 
-def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     yield f"## {title}"
     yield ""
     for row in (head, ("---",) * len(head), *rows):

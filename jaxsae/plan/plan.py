@@ -121,7 +121,7 @@ def plan(config: TrainConfig, target: Target, *, dtype: str = "bfloat16", sugges
 
 def compile_step(recipe: Recipe, mesh: Any, rows: int, dtype: str, zero: bool) -> Measured:
     """The step of `jaxsae.recipes.Programs`, which `fit` runs, compiled and measured."""
-    batch = {"x": jax.ShapeDtypeStruct((rows, recipe.d_in), jnp.dtype(dtype))}
+    batch: Any = {"x": jax.ShapeDtypeStruct((rows, recipe.d_in), jnp.dtype(dtype))}
     return measure(Programs(recipe, mesh, batch, zero=zero), batch)
 
 

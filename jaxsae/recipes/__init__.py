@@ -27,6 +27,7 @@ from jaxsae.recipes.topk import topk
 __all__ = [
     "Adopted",
     "PermuteByImportance",
+    "Programs",
     "Recipe",
     "RecipeConfig",
     "RunningScale",

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxsae import kernels
 from jaxsae.config import register
 from jaxsae.sae.records import Ctx
 from jaxsae.typing import Params
@@ -86,7 +87,6 @@ class BatchRule:
         """Mask of kept entries; arguments as `RowRule.keep`."""
         mask = ctx.rows.mask
         total = jnp.floor(jnp.sum(mask) * ctx.hyper["k"]).astype(jnp.int32)
-        flat = jnp.where(mask[:, None] > 0, score, -jnp.inf).reshape(-1)
-        place = jnp.zeros(flat.size, jnp.int32).at[jnp.argsort(-flat, stable=True)].set(jnp.arange(flat.size))
-        keep = (place < total).reshape(score.shape) & (score > 0)
+        best = kernels.keep_best(jnp.where(mask[:, None] > 0, score, -jnp.inf), total)
+        keep = best & (score > 0)
         return keep, True if full else ~jnp.any(keep[:, -1])

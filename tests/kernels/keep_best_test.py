@@ -1,0 +1,61 @@
+"""The best entries of a matrix against a stable sort in numpy, on one device and on meshes."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsae import parallel
+from jaxsae.kernels import keep_best
+from jaxsae.kernels.keep_best.api import IMPLEMENTATIONS
+
+CASES = {
+    "normal": lambda r: r.standard_normal((16, 24)),
+    "ties": lambda r: np.round(r.standard_normal((16, 24))),
+    "all equal": lambda r: np.full((16, 24), -2.5),
+    "zeros of both signs": lambda r: np.where(r.random((16, 24)) < 0.5, 0.0, -0.0),
+    "infinite": lambda r: np.where(r.random((16, 24)) < 0.3, np.inf, np.round(r.standard_normal((16, 24)))),
+    "minus infinite": lambda r: np.where(r.random((16, 24)) < 0.9, -np.inf, r.standard_normal((16, 24))),
+}
+
+
+def expected(x, count):
+    order = np.argsort(-x.reshape(-1), kind="stable")[: max(count, 0)]
+    keep = np.zeros(x.size, bool)
+    keep[order] = True
+    return keep.reshape(x.shape)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_a_stable_sort(case, implementation):
+    x = CASES[case](np.random.default_rng(0)).astype(np.float32)
+    run = jax.jit(lambda x, n: keep_best(x, n, implementation=implementation))
+    for count in (-1, 0, 1, 37, x.size - 1, x.size, 2 * x.size):
+        np.testing.assert_array_equal(run(jnp.asarray(x), count), expected(x, count))
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4), (4, 2)])
+def test_any_mesh_keeps_the_same_entries(shape):
+    with parallel.use(parallel.make_mesh(*shape)):
+        run = jax.jit(keep_best)
+        for make in CASES.values():
+            x = make(np.random.default_rng(1)).astype(np.float32)
+            for count in (0, 1, 37, x.size):
+                np.testing.assert_array_equal(run(jnp.asarray(x), count), expected(x, count))
+
+
+def test_a_nan_is_worse_than_anything():
+    x = jnp.array([[jnp.nan, -jnp.inf, -1.0]])
+    for implementation in IMPLEMENTATIONS:
+        assert keep_best(x, jnp.array(1), implementation=implementation).tolist() == [[False, False, True]]
+
+
+def test_what_travels_is_counts():
+    with parallel.use(parallel.make_mesh(8, 1)):
+        text = jax.jit(keep_best).lower(jnp.zeros((64, 64)), jnp.array(5)).compile().as_text()
+    moved = re.findall(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+    assert moved
+    assert all(shape in ("", "8") for shape in moved), moved
