@@ -42,11 +42,12 @@ def collectives(text: str) -> list[Collective]:
         192.0
     """
     blocks = dict(_BLOCK.findall(text))
-    inside = _places(blocks)
-    return [c for name, body in blocks.items() for c in _of_block(body, inside.get(name, "always"))]
+    inside, all_devices = _places(blocks), re.search(r"num_partitions=(\d+)", text)
+    count = int(all_devices[1]) if all_devices else 2
+    return [c for name, body in blocks.items() for c in _of_block(body, inside.get(name, "always"), count)]
 
 
-def _of_block(body: str, where: str) -> Iterator[Collective]:
+def _of_block(body: str, where: str, count: int) -> Iterator[Collective]:
     for line in body.splitlines():
         found = _LINE.match(line)
         if found:
@@ -54,7 +55,7 @@ def _of_block(body: str, where: str) -> Iterator[Collective]:
             shapes = _SHAPE.findall(result)
             if start and kind != "all-reduce":  # (operands, results, ...): the results are the second half
                 shapes = shapes[len(shapes) // 2 :] if kind != "collective-permute" else shapes[1:2]
-            devices = _group(line)
+            devices = _group(line, count)
             size = sum(_WIDTH.get(t, 8 if t[-2:] == "64" else 4) * _count(dims) for t, dims in shapes)
             source = re.search(r'op_name="([^"]*)"', line)
             described = ", ".join(f"{t}[{dims}]" for t, dims in shapes)
@@ -78,13 +79,13 @@ def _count(dims: str) -> int:
     return math.prod(int(n) for n in dims.split(",") if n)
 
 
-def _group(line: str) -> int:
-    """Devices of one replica group: `[groups,size]<=[...]` or `{{0,1,...},...}`."""
+def _group(line: str, count: int) -> int:
+    """Devices of one replica group: `[groups,size]<=[...]`, `{{0,1,...},...}`, or `{}` for all `count` devices."""
     compact = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
     if compact:
         return int(compact[2])
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
-    return len(listed[1].split(",")) if listed else 2
+    return len(listed[1].split(",")) if listed else count
 
 
 def _places(blocks: dict[str, str]) -> dict[str, str]:

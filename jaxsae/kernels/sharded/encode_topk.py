@@ -13,7 +13,7 @@ from jaxsae.kernels.sharded.merge import merge
 from jaxsae.kernels.sharded.sums import Owned
 
 #: Rows are encoded in tiles, so that a device never holds more pre-activations than this many bytes.
-TILE_BYTES = 256 * 2**20
+TILE_BYTES = 128 * 2**20
 
 
 def encode_topk(run: Callable, x, W, b, b_pre, scale, dead, k: int, k_aux: int, signed: bool):
