@@ -43,8 +43,11 @@ def device_mesh(shape):
     return parallel.make_mesh(*shape, jax.devices()[: shape[0] * shape[1]])
 
 
-@pytest.mark.parametrize("shape", MESHES)
-@pytest.mark.parametrize("name", RECIPES)
+#: The dense recipe has no op of ours that knows of meshes: one mesh shows it.
+CASES = [("topk", shape) for shape in MESHES] + [(name, (2, 4)) for name in RECIPES if name != "topk"]
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
 def test_all_meshes_agree(name, shape, alone):
     _, expected, metrics_1 = alone[name]
     programs, state, metrics = train(RECIPES[name], device_mesh(shape), batches(STEPS))
