@@ -1,6 +1,6 @@
 """Which mesh: what is asked for, what is chosen, and one clear sentence when it cannot be."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import jax
 import pytest
@@ -11,8 +11,16 @@ from jaxsae.parallel import MeshConfig, Need, choose_mesh, make_mesh, sizes, use
 NEED = Need(d_in=64, d_sae=1024, rows=256)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    id: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    process_index: int = 0
+
+
 def chips(n):
-    return [SimpleNamespace(platform="tpu", id=i) for i in range(n)]
+    return [Chip(i) for i in range(n)]
 
 
 def chosen(config=MeshConfig(), need=NEED, n=8, memory=None):
