@@ -30,7 +30,7 @@ def encode_and_decode(x, W, b, b_pre, dead, W_dec, signed=False):
     """A loss over both lists, the lists, and every gradient."""
 
     def f(x, W, b, b_pre, W_dec):
-        lists = kernels.encode_topk(x, W, b, b_pre, jnp.linspace(0.5, 2.0, S), dead, K, AUX, signed)
+        lists = kernels.encode_topk(x, W, b, b_pre, 0.5 + 1.5 * jnp.arange(S) / S, dead, K, AUX, signed)
         y = kernels.sparse_decode(lists[0], lists[1], W_dec)
         z = kernels.sparse_decode(lists[2], lists[3], W_dec, live=jnp.any(dead))
         return jnp.mean((x - y) ** 2) + jnp.mean((1.0 - z) ** 2), lists
