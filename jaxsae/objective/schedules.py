@@ -100,3 +100,21 @@ class Anneal:
     def __call__(self, step: jax.Array) -> jax.Array:
         t = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / self.steps) if self.steps else jnp.float32(1.0)
         return self.start ** (1 - t) if self.shape == "geometric" else self.start + (1 - self.start) * t
+
+
+@register("schedule.cosine_warm_up")
+@dataclass(frozen=True)
+class CosineWarmUp:
+    """Half a cosine from `start` up to 1 over the first `steps` steps, then 1 (Rajamanoharan et al. 2024b, 2407.14435).
+
+    Example:
+        >>> [round(float(CosineWarmUp(2)(i)), 2) for i in range(4)]
+        [0.1, 0.55, 1.0, 1.0]
+    """
+
+    steps: int
+    start: float = 0.1
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        done = jnp.clip(jnp.asarray(step, jnp.float32) / max(self.steps, 1), 0.0, 1.0)
+        return self.start + (1 - self.start) * 0.5 * (1 - jnp.cos(jnp.pi * done))

@@ -23,7 +23,12 @@ TINY = 1e-12
 
 
 class Term(Protocol):
-    """See the module docstring.  `needs` may contain "pre"; `k_aux` asks for a selection among dead latents."""
+    """See the module docstring.  `k_aux` asks for a selection among dead latents.
+
+    `needs` may contain "pre" (dense pre-activations) and what a selector lists in `gives`, such as "theta" (learned
+    thresholds).  Optional, for terms as for every other slot: `reads` (swept scalars that must be in hyper), `tracks`
+    (trackers that must be there), `review(recipe)` (raises ConfigError, or returns warnings, when a recipe is built).
+    """
 
     @property
     def name(self) -> str: ...
@@ -138,6 +143,15 @@ class L1:
     def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
         z = jnp.abs(out.sel.codes.values)
         return jnp.sum(z * out.sel.codes.at(out.D.norms(out.p)) if self.by_norm else z, axis=-1)
+
+    def review(self, recipe: Any) -> list[str]:
+        """Warns of a penalty that scaling evades: codes over a, atoms times a, give the same output at less cost."""
+        if self.by_norm or getattr(recipe.dictionary, "unit_norm", False):
+            return []
+        return [
+            "L1 without decoder norms on atoms of free length has no minimum: atoms twice as long halve the penalty at "
+            "the same reconstruction; use by_norm=True or a unit dictionary"
+        ]
 
 
 @register("term.auxk")

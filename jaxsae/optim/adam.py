@@ -29,6 +29,7 @@ class Adam:
         eps: added to the root of the second moment (6.25e-10 in Gao et al. 2024).
         clip: largest global norm of the gradient; None for no clipping.
         mu_dtype: dtype of the first moment.
+        lr_factors: (leaf, factor) pairs: leaves with a learning rate of their own, relative to the others'.
     """
 
     b1: float = 0.9
@@ -36,7 +37,12 @@ class Adam:
     eps: float = 1e-8
     clip: float | None = 1.0
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    lr_factors: tuple[tuple[str, float], ...] = ()
 
     def build(self) -> optax.GradientTransformation:
-        adam = optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.mu_dtype)
-        return adam if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), adam)
+        chain = [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
+        chain.append(optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.mu_dtype))
+        if self.lr_factors:
+            factors = dict(self.lr_factors)
+            chain.append(optax.stateless(lambda u, p: {name: a * factors.get(name, 1.0) for name, a in u.items()}))
+        return optax.chain(*chain) if len(chain) > 1 else chain[0]

@@ -14,7 +14,7 @@ from jaxsae.sae import SAE, Column, DatasetNorm, NoNorm, PreSelect, Rank, Relu, 
 from jaxsae.typing import Batch, Params, PyTree
 
 #: Options that only say where training begins.
-STARTS = ("start", "init_norm")
+STARTS = ("start", "init_norm", "start_scale", "start_share", "start_above", "rule")
 #: Leaves that grow with the latent's scale: pre-activations are linear in them.
 PER_SCALE = ("W_enc", "b_enc", "b_gate", "b_mag", "threshold")
 #: Atoms whose norms agree so well count as equally long (bf16 files are no better).

@@ -77,6 +77,14 @@ def _check_terms(recipe: "Recipe") -> None:
             raise ConfigError(
                 f"recipe {recipe.name!r}: k_aux must lie between 0 and d_sae = {recipe.d_sae}, found {term.k_aux}"
             )
+    selector: Any = getattr(recipe.encoder, "selector", recipe.encoder)
+    for term in recipe.terms:
+        for need in term.needs:
+            if need != "pre" and need not in getattr(selector, "gives", ()):
+                raise ConfigError(
+                    f"recipe {recipe.name!r}: term {term.name!r} needs {need!r}, which {type(selector).__name__} does "
+                    "not give"
+                )
     drawing = [t for t in recipe.terms if t.k_aux]
     pools = {getattr(t, "pool", None) for t in drawing}
     if len(pools) > 1:

@@ -87,7 +87,8 @@ class Recipe:
     @property
     def fixed(self) -> frozenset[str]:
         """Leaves that are saved but not trained."""
-        return frozenset((*self.encoder.fixed, *self.dictionary.fixed, *self.norm.fixed))
+        readout = getattr(self.readout, "fixed", ())
+        return frozenset((*self.encoder.fixed, *self.dictionary.fixed, *readout, *self.norm.fixed))
 
     def split(self, p: Params) -> tuple[Params, Params]:
         """(trained leaves, fixed leaves)."""

@@ -9,15 +9,17 @@ from jaxsae.sae.density import Density, ZipfFit, density_value, fit_zipf, zipf_c
 from jaxsae.sae.dictionaries import Free, Normalised, Tied, Unit, decode_rows
 from jaxsae.sae.encode import PreSelect
 from jaxsae.sae.encoders import Affine, TiedAffine
+from jaxsae.sae.folding import unit_atoms
 from jaxsae.sae.gates import Gated, Glu, LayerNormed
 from jaxsae.sae.importance import Importance, InputNorm
+from jaxsae.sae.jump import JumpRelu
 from jaxsae.sae.levels import One
 from jaxsae.sae.nested import ByPrefix, ByRank, RandomPrefixes
 from jaxsae.sae.norm_matching import AfaRule
 from jaxsae.sae.norms import DatasetNorm, NoNorm, RowNorm
 from jaxsae.sae.probe import Probe, ProbeRule, fit_probe
 from jaxsae.sae.pursuit import OrthogonalPursuit, Pursuit
-from jaxsae.sae.readout import Bias, LinearSkip
+from jaxsae.sae.readout import Bias, LinearSkip, NoReadout
 from jaxsae.sae.records import Ctx, Out, Pre, Rows, Selection, Want
 from jaxsae.sae.row_shape import RowShape
 from jaxsae.sae.rules import BatchRule, RowRule
@@ -32,7 +34,6 @@ from jaxsae.sae.truncate import at_k, at_prefix
 from jaxsae.sae.views import Identity, Scored
 
 __all__ = [
-    "SAE",
     "AfaRule",
     "Affine",
     "BatchRule",
@@ -56,6 +57,7 @@ __all__ = [
     "Identity",
     "Importance",
     "InputNorm",
+    "JumpRelu",
     "L0Controller",
     "LayerNormed",
     "Linear",
@@ -63,6 +65,7 @@ __all__ = [
     "Lorsa",
     "Meta",
     "NoNorm",
+    "NoReadout",
     "Normalised",
     "One",
     "OrthogonalPursuit",
@@ -83,6 +86,7 @@ __all__ = [
     "RowRule",
     "RowShape",
     "Rows",
+    "SAE",
     "Scored",
     "Selection",
     "SharedSites",
@@ -112,5 +116,6 @@ __all__ = [
     "freeze",
     "make_sae",
     "threshold_value",
+    "unit_atoms",
     "zipf_curve",
 ]

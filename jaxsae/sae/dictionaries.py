@@ -76,6 +76,7 @@ class Unit:
     d_out: int
     axes = {"W_dec": "SE"}
     fixed = ()
+    unit_norm = True
 
     def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:
         return {"W_dec": unit(jax.random.normal(key, (self.d_sae, self.d_out)))}
@@ -109,6 +110,7 @@ class Normalised:
     d_out: int
     axes = {"W_dec": "SE"}
     fixed = ()
+    unit_norm = True
 
     def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:
         return {"W_dec": unit(jax.random.normal(key, (self.d_sae, self.d_out)))}

@@ -20,13 +20,17 @@ class Affine:
     """pre = (x - b_pre) W_enc + b_enc, with b_pre either absent or the decoder bias.
 
     W_enc [D, S] starts as the transpose of the atoms (`start` "tied"; needs D = E), as their directions ("unit": the
-    same with columns of norm 1), or as random unit columns.
+    same with columns of norm 1), or as random unit columns, times `start_scale`.  b_enc starts at 0, or, with
+    `start_share`, at what puts that share of the sample's rows above `start_above`, latent by latent.
     """
 
     d_in: int
     d_sae: int
     b_pre: Literal["none", "b_dec"] = "none"
     start: Literal["tied", "unit", "random"] = "tied"
+    start_scale: float = 1.0
+    start_share: float | None = None
+    start_above: float = 0.0
     axes = {"W_enc": "DS", "b_enc": "S"}
 
     def init(self, key: jax.Array, rows: Rows, p: Params, D: Dictionary) -> Params:
@@ -36,7 +40,13 @@ class Affine:
             W = unit(D.atoms(p)).T
         else:
             W = unit(jax.random.normal(key, (self.d_sae, self.d_in))).T
-        return {"W_enc": W, "b_enc": jnp.zeros(self.d_sae)}
+        leaves = {"W_enc": W * self.start_scale, "b_enc": jnp.zeros(self.d_sae)}
+        return leaves if self.start_share is None else {**leaves, "b_enc": self._bias(rows, {**p, **leaves})}
+
+    def _bias(self, rows: Rows, p: Params) -> jax.Array:
+        W, _, b_pre = self.affine(p)
+        pre = jnp.where(rows.mask[:, None] > 0, (rows.x - b_pre[None]) @ W, jnp.nan)
+        return self.start_above - jnp.nanquantile(pre, 1.0 - float(self.start_share or 0.0), axis=0)
 
     def affine(self, p: Params) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(W [D, S], b [S], b_pre [D]): what the fused op needs."""

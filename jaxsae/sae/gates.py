@@ -1,14 +1,16 @@
 """Encoders with more than one affine map: gated, GLU, and layer-normalised pre-activations."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.sae.encoders import Affine
 from jaxsae.sae.geometry import unit
 from jaxsae.sae.records import Ctx, Pre, Rows
+from jaxsae.sae.selectors import Relu, Threshold
 from jaxsae.sae.slots import Dictionary
 from jaxsae.typing import Params
 
@@ -26,7 +28,10 @@ def _product(x: jax.Array, W: jax.Array) -> jax.Array:
 class Gated:
     """q = (x - b_pre) W_enc; on where q + b_gate > 0, worth relu(q exp(r_mag) + b_mag) (Rajamanoharan et al. 2024a).
 
-    Takes the selector `Relu`, which tests the gate and rectifies the magnitude.
+    Takes the selector `Relu`, which tests the gate and rectifies the magnitude.  The gate learns from the terms
+    `GateL1` and `GateAux`.  Its inference form is an ordinary affine encoder with thresholds (2404.16014, section 3.2
+    and appendix): with W = W_enc exp(r_mag), b = b_mag, q + b_gate > 0 is x W + b > b_mag - exp(r_mag) b_gate, exactly
+    so in real arithmetic.
     """
 
     d_in: int
@@ -45,6 +50,15 @@ class Gated:
         q = _product(centred, p["W_enc"])
         value = q * jnp.exp(p["r_mag"].astype(jnp.float32))[None] + p["b_mag"][None]
         return Pre(q + p["b_gate"][None], value, centred)
+
+    def frozen(self, p: Params, selector: Any, leaves: Params) -> tuple[Any, Any, Params]:
+        """The inference encoder, selector and leaves; with another selector than `Relu` the two paths stay."""
+        if not isinstance(selector, Relu):
+            return self, selector, {**leaves, **{n: p[n] for n in self.axes}}
+        gain = jnp.exp(p["r_mag"])
+        theta = p["b_mag"] - gain * p["b_gate"]
+        merged = {"W_enc": p["W_enc"] * gain[None], "b_enc": p["b_mag"], "threshold": theta}
+        return Affine(self.d_in, self.d_sae, self.b_pre), Threshold(), {**leaves, **merged}
 
 
 @register("encoder.glu")

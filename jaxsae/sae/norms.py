@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,11 @@ class DatasetNorm:
 
     The two constants are measured on the sample given to `init`, kept as fixed leaves, and folded at export:
     W_enc *= c_in, W_dec /= c_out, b_dec /= c_out; encoder bias and thresholds stay, as pre-activations do.
+    With `rule` "mean_square" c = 1 / sqrt(mean ||x||^2) instead, so that the mean squared norm is 1 (Rajamanoharan et
+    al. 2024b; Gemma Scope, Lieberum et al. 2024).
     """
 
+    rule: Literal["mean_norm", "mean_square"] = "mean_norm"
     foldable = True
     axes = {"c_in": "", "c_out": ""}
     fixed = ("c_in", "c_out")
@@ -55,9 +58,10 @@ class DatasetNorm:
     def init(self, rows: Rows) -> Params:
         return {"c_in": self._constant(rows.x, rows.mask), "c_out": self._constant(rows.y, rows.mask)}
 
-    @staticmethod
-    def _constant(a: jax.Array, mask: jax.Array) -> jax.Array:
+    def _constant(self, a: jax.Array, mask: jax.Array) -> jax.Array:
         norms = jnp.linalg.norm(a.astype(jnp.float32), axis=1)
+        if self.rule == "mean_square":
+            return jnp.sqrt(jnp.sum(mask) / jnp.sum(norms**2 * mask))
         return math.sqrt(a.shape[1]) * jnp.sum(mask) / jnp.sum(norms * mask)
 
     def inputs(self, p: Params, x: jax.Array) -> jax.Array:

@@ -37,6 +37,26 @@ class Bias:
         return p["b_dec"][None]
 
 
+@register("readout.none")
+@dataclass(frozen=True)
+class NoReadout:
+    """Nothing: the reconstruction is the decoded codes alone (Cunningham et al. 2023).
+
+    The leaf b_dec [E] exists and stays 0, so that the frozen coder has the arrays that every other has.
+    """
+
+    d_out: int
+    axes = {"b_dec": "E"}
+    fixed = ("b_dec",)
+
+    def init(self, rows: Rows) -> Params:
+        return {"b_dec": jnp.zeros(self.d_out)}
+
+    def base(self, p: Params, x: jax.Array | None) -> jax.Array:
+        """[1, E] of zeros."""
+        return p["b_dec"][None]
+
+
 @register("readout.linear_skip")
 @dataclass(frozen=True)
 class LinearSkip:

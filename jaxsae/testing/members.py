@@ -21,6 +21,7 @@ POOL: dict[str, Any] = {
     "cap": K,
     "k_aux": 6,
     "training_steps": 20,
+    "steps": 2,
 }
 
 BASE = topk(D_IN, D_SAE, K, lr=1e-2, k_aux=6, dead_after_tokens=2 * ROWS)

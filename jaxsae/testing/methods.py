@@ -40,6 +40,15 @@ WHEN: dict[str, str] = {
     "adaptive_k": "a score of complexity per row is at hand",
     "top_afa": "no k should be chosen at all",
     "relu_l1": "comparison with older dictionaries",
+    "tied_l1": "comparison with the first dictionaries of language models",
+    "bricken": "comparison; a case for resampling",
+    "gated": "no shrinkage, and a plain threshold form at inference",
+    "gated_p_anneal": "as gated, a little sparser",
+    "jumprelu": "long runs; a threshold per latent, L0 set by a coefficient",
+    "jumprelu_target_l0": "a threshold per latent, L0 asked for by number",
+    "jumprelu_anthropic": "a threshold per latent with few dead latents",
+    "jumprelu_tanh_quad": "a threshold per latent where dense latents must go",
+    "p_anneal": "an L1 coder nearer to L0, without thresholds to learn",
 }
 
 

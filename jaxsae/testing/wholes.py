@@ -4,19 +4,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
-from jaxsae.objective import L1, AuxK, AuxZipf, Constant, Mean, Mse, ProbeDrift, ProbeError
-from jaxsae.recipes import Recipe
+from jaxsae.objective import (
+    L1,
+    AuxK,
+    AuxZipf,
+    GateAux,
+    GateL1,
+    L0Step,
+    Mse,
+    PAnneal,
+    PNorm,
+    ProbeDrift,
+    ProbeError,
+    TargetL0,
+)
+from jaxsae.recipes import Recipe, Resample, Reservoir
 from jaxsae.sae import (
     Affine,
     Bias,
     Blocks,
     BySite,
     Column,
-    Ctx,
     Density,
     EmaThreshold,
     Fired,
@@ -24,10 +35,10 @@ from jaxsae.sae import (
     Gated,
     GroupMax,
     Identity,
+    JumpRelu,
     L0Controller,
     Lorsa,
     OrthogonalPursuit,
-    Out,
     PerSite,
     PerSiteSkip,
     PreSelect,
@@ -48,22 +59,6 @@ from jaxsae.sae import (
 )
 
 SITES, POSITIONS, HEADS = 2, 4, 2
-
-
-@register("whole.gate_l1")
-@dataclass(frozen=True)
-class GateL1:
-    """Sum over S of relu(score): the pressure that teaches a gate, without which it gets no gradient."""
-
-    coefficient: str = ""
-    schedule: Any = Constant()
-    reducer: Any = Mean()
-    name = "gate_l1"
-    needs = ("pre",)
-    k_aux = 0
-
-    def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
-        return 0.01 * jnp.sum(jax.nn.relu(out.sel.pre.score), axis=1)  # type: ignore[union-attr]
 
 
 def _plain(base: Recipe, encoder: Any, **slots: Any) -> Recipe:
@@ -102,7 +97,33 @@ def _crosscoder(base: Recipe) -> Recipe:
 
 def _gated(base: Recipe) -> Recipe:
     recipe = _plain(base, PreSelect(Gated(base.d_in, base.d_sae), Relu()))
-    return replace(recipe, terms=(Mse(coefficient=""), GateL1()))
+    hyper = (*base.hyper, ("l1_coefficient", 0.01))
+    return replace(recipe, terms=(Mse(coefficient=""), GateL1(), GateAux()), hyper=hyper)
+
+
+def _jump(term: Any = L0Step()) -> Callable[[Recipe], Recipe]:
+    """Learned thresholds with a term that reads them."""
+
+    def whole(base: Recipe) -> Recipe:
+        hyper = (*base.hyper, ("l0_coefficient", 0.01), ("target_l0", 4.0), ("bandwidth", 0.5))
+        encoder = PreSelect(Affine(base.d_in, base.d_sae), JumpRelu(0.3))
+        terms = (Mse(coefficient=""), term)
+        return replace(base, encoder=encoder, terms=terms, trackers=(Fired(),), hyper=hyper)
+
+    return whole
+
+
+def _p_norm(base: Recipe) -> Recipe:
+    """A penalty whose exponent changes within the few steps of a test."""
+    trackers = (*base.trackers, PAnneal(first=1, last=4, updates=3, queue=1))
+    hyper = (*base.hyper, ("sparsity_coefficient", 0.01))
+    return replace(base, terms=(*base.terms, PNorm()), trackers=trackers, hyper=hyper)
+
+
+def _resampled(base: Recipe) -> Recipe:
+    """Latents silent for two batches are redrawn after the second step."""
+    trackers = (*base.trackers, Reservoir(base.d_in, 8, at=(2,)))
+    return replace(base, trackers=trackers, transforms=(Resample(at=(2,)),))
 
 
 def _transforms(base: Recipe) -> Recipe:
@@ -163,6 +184,15 @@ def _selector(selector: Any) -> Callable[[Recipe], Recipe]:
 #: Recipes by the tag of the member they show.
 WHOLES: dict[str, Callable[[Recipe], Recipe]] = {
     "encoder.gated": _gated,
+    "selector.jump_relu": _jump(),
+    "term.l0_step": _jump(),
+    "term.target_l0": _jump(TargetL0()),
+    "term.gate_l1": _gated,
+    "term.gate_aux": _gated,
+    "term.p_norm": _p_norm,
+    "tracker.p_anneal": _p_norm,
+    "tracker.reservoir": _resampled,
+    "transform.resample": _resampled,
     "encoder.temporal": _temporal,
     "readout.temporal": _temporal,
     "encoder.lorsa": _lorsa,
