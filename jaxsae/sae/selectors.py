@@ -172,7 +172,8 @@ class Rank:
         """Rank form: the same selector, its rule's leaves and k as a leaf.  Threshold form: the tracked average."""
         if form == "rank":
             rule: Any = self.rule.frozen() if hasattr(self.rule, "frozen") else self.rule
-            k = {"k": jnp.asarray(hyper["k"]).astype(jnp.int32)} if "k" in hyper else {}
+            reads_k = "k" in getattr(rule, "reads", ("k",))
+            k = {"k": jnp.asarray(hyper["k"]).astype(jnp.int32)} if reads_k else {}
             return replace(self, rule=rule), {**{name: p[name] for name in rule.axes}, **k}
         if "threshold" not in track:
             raise ConfigError("the threshold form needs the tracker 'threshold'; train with EmaThreshold()")

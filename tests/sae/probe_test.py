@@ -87,7 +87,8 @@ def test_three_phases():
     complexity = np.clip(np.asarray(data[0]["x"] @ probe.w + probe.b), 0, 10)
     expected = np.round(4 * (0.25 + 3.75 / (1 + np.exp(-6 * (complexity / 10 - 0.5)))))
     sae = frozen.export(state)
-    positive = np.sum(np.asarray((data[0]["x"] - sae.b_dec) @ sae.W_enc + sae.b_enc) > 0, axis=1)
+    W_enc, b_enc, b_dec = (np.asarray(a) for a in (sae.W_enc, sae.b_enc, sae.b_dec))
+    positive = np.sum((np.asarray(data[0]["x"]) - b_dec) @ W_enc + b_enc > 0, axis=1)
     np.testing.assert_array_equal(sae.encode(data[0]["x"]).l0(), np.minimum(expected, positive))
 
     joint = recipes.adaptive_k(D, S, k=4, phase="joint", lr=1e-2, lr_warm_up_steps=0)

@@ -119,7 +119,7 @@ def _check_arrays(path: Path, sae: SAE) -> None:
 def _ranks(member: Any) -> bool:
     """Whether a slot member holds a ranking, which reads k."""
     if isinstance(member, Rank):
-        return "k" in getattr(member.rule, "reads", ())
+        return "k" in getattr(member.rule, "reads", ("k",))
     inner = dataclasses.fields(member) if dataclasses.is_dataclass(member) else ()
     return any(_ranks(getattr(member, f.name)) for f in inner)
 
