@@ -30,11 +30,16 @@ def put(parameter, array):
     parameter.data = torch.tensor(np.asarray(array)).contiguous()
 
 
-def _eager():
-    """sparsify's decoder for machines without a GPU; it chooses between the two when it is imported."""
-    from sparsify.utils import eager_decode
+def plain_encoder(x, weight, bias, k, activation):
+    """The forward pass of sparsify's fused encoder, differentiated by torch itself.
 
-    return eager_decode
+    Its own backward pass drops the gradient of all pre-activations, so that neither its second selection nor its AuxK
+    trains the encoder, and forgets the relu where fewer than k are positive.
+    """
+    from sparsify.fused_encoder import EncoderOutput
+
+    pre = torch.relu(torch.nn.functional.linear(x, weight, bias))
+    return EncoderOutput(*torch.topk(pre, k, dim=-1, sorted=False), pre)
 
 
 def agree(recipe, state, batch, loss, theirs):
@@ -83,7 +88,9 @@ def test_matryoshka_is_that_of_dictionary_learning():
 
 def test_multi_topk_is_that_of_sparsify(monkeypatch):
     coder = pytest.importorskip("sparsify.sparse_coder")
-    monkeypatch.setattr(coder, "decoder_impl", _eager())
+    utils = pytest.importorskip("sparsify.utils")
+    monkeypatch.setattr(coder, "decoder_impl", utils.eager_decode)  # the other one needs a GPU
+    monkeypatch.setattr(coder, "fused_encoder", plain_encoder)
     recipe = recipes.multi_topk(D, S, K, aux_loss_coefficient=0.0, normalize_activations=False)
     state, batch, _ = middle(recipe)
     peer = coder.SparseCoder(D, coder.SparseCoderConfig(num_latents=S, k=K, multi_topk=True))
