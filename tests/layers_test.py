@@ -20,7 +20,7 @@ LAYERS = [
     ["hosts"],
     ["data", "io"],
     ["evals", "uses", "torch", "flax"],
-    ["train", "plan", "report"],
+    ["train", "plan", "report", "science"],
     ["cli", "testing"],
 ]
 ORDER = [name for line in LAYERS for name in line]

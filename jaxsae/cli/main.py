@@ -28,6 +28,11 @@ COMMANDS = {
     ),
     "bench train": ("jaxsae.cli.bench_train:BenchTrain", "how fast a training step is, beside its floor and its peers"),
     "bench stream": ("jaxsae.cli.bench_stream:BenchStream", "how fast batches come out of a cache"),
+    "science frontier": (
+        "jaxsae.cli.science_frontier:ScienceFrontier",
+        "families and baselines on a real model: FVU and loss recovered against L0",
+    ),
+    "science": ("jaxsae.cli.science:Science", "the headline claim of every method's paper, in miniature"),
     "doctor": ("jaxsae.cli.doctor:Doctor", "devices, versions, caches, and what is missing for which feature"),
 }
 

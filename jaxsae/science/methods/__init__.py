@@ -1,0 +1,1 @@
+"""One file per method: its paper's headline in miniature."""

@@ -1,0 +1,158 @@
+"""The Markdown page and the JSON file of what was run; no number in them is typed by hand."""
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+#: Packages whose versions the results depend on.
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn")
+
+
+def circumstances(command: str, seconds: float) -> dict[str, Any]:
+    """When, on what and with what something was run."""
+    import jax
+
+    import jaxsae
+
+    return {
+        "command": command,
+        "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "seconds": round(seconds, 1),
+        "jaxsae": jaxsae.__version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores",
+    }
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+HEAD = """# Headline orderings in miniature
+
+What each method's paper claims first, tried on testbeds whose true features are known (`jaxsae.data.testbed`), at a
+size where a run takes seconds on a CPU core. This page is written by `jaxsae science` and `jaxsae science frontier`;
+every number comes from `science.json` and `frontier.json` beside it.
+
+How to read the table. All arms of a study share truth, data and random keys seed by seed. Every arm takes the
+learning rate, out of {rates}, that gives it the least FVU on a seed that is not reported, and the same schedule and
+number of steps. Sparsity is matched: a measure is read off at the same mean L0, between the two settings of a small
+sweep around it. **Effect** is the mean over seeds of the paired difference, positive when it is as claimed;
+**spread** is the sample standard deviation over seeds of that difference; **s.e.** is spread / sqrt(seeds). A claim is
+**shown** where effect > 2 spread, **contrary** where effect < -2 spread, **not shown** otherwise. Where a study's own
+setting does not show the headline, its other settings were run too, and all of them are listed below the table; the
+verdict stays that of the first.
+"""
+
+
+def write(folder: Path, records: Sequence[Mapping[str, Any]] | None, how: Mapping[str, Any] | None) -> None:
+    """Writes `science.json` (where records are given) and `science.md` from what is in the folder.
+
+    Args:
+        folder: docs, usually.
+        records: what `studies.run` returned; None keeps those in the file.
+        how: what `circumstances` returned.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if records is not None:
+        merged = {r["id"]: r for r in _read(folder / "science.json").get("studies", [])} | {r["id"]: r for r in records}
+        ordered = sorted(merged.values(), key=lambda r: int(r["id"][1:]))
+        (folder / "science.json").write_text(json.dumps({"run": how, "studies": ordered}, indent=1) + "\n")
+    (folder / "science.md").write_text(page(_read(folder / "science.json"), _read(folder / "frontier.json")))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def page(science: Mapping[str, Any], frontier: Mapping[str, Any]) -> str:
+    """The whole page."""
+    from jaxsae.science.lab import LEARNING_RATES
+
+    parts = [HEAD.format(rates=", ".join(f"{r:g}" for r in LEARNING_RATES))]
+    if science:
+        parts += [_how(science["run"]), _table(science["studies"]), _tried(science["studies"])]
+    if frontier:
+        parts.append(_frontier(frontier))
+    return "\n".join(parts)
+
+
+def _how(how: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{n} {v}" for n, v in how["packages"].items())
+    return (
+        f"Run: `{how['command']}`, finished {how['finished']}, on {how['machine']} ({how['device']}); "
+        f"jaxsae {how['jaxsae']}, Python {how['python']}, {packages}.\n"
+    )
+
+
+def _table(studies: Sequence[Mapping[str, Any]]) -> str:
+    shown = sum(r["verdict"] == "shown" for r in studies)
+    lines = [
+        f"{shown} of {len(studies)} headlines shown. The first row of each study is its headline.\n",
+        "| study | claim | testbed | as claimed better | other | effect | spread | s.e. | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in studies:
+        findings = r["tried"][0]["findings"]
+        if not findings:
+            lines.append(f"| {r['id']} `{r['method']}` | {r['claim']} | {r['bed']} | | | | | | {r['verdict']} |")
+        for i, f in enumerate(findings):
+            name = f"**{r['id']}** `{r['method']}`" if i == 0 else ""
+            lines.append(f"| {name} | {f['claim']} | {r['bed'] if i == 0 else ''} | {_numbers(f)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(f: Mapping[str, Any]) -> str:
+    sides = [f"{name} {mean:.4g}" for name, mean in (f["better"], f["worse"])]
+    tail = [f"{f[n]:.3g}" for n in ("effect", "spread", "standard_error")]
+    return " | ".join([*sides, *tail, f["verdict"]])
+
+
+def _tried(studies: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["## Studies one by one\n"]
+    for r in studies:
+        seeds, took = ", ".join(map(str, r["seeds"])), f"{r['seconds']:.0f} s"
+        lines.append(f"**{r['id']} `{r['method']}`** ({r['paper']}). {r['claim']} Seeds {seeds}; {took}.\n")
+        if len(r["tried"]) > 1 or r["tried"][0].get("problem"):
+            lines += [
+                f"- {_setting(t['setting'])}: "
+                + (t.get("problem") or "; ".join(f"{f['claim']}: {_short(f)}" for f in t["findings"]))
+                for t in r["tried"]
+            ] + [""]
+    return "\n".join(lines)
+
+
+def _setting(setting: Mapping[str, Any]) -> str:
+    return (
+        ", ".join(f"{n} = {v:.4g}" if isinstance(v, float) else f"{n} = {v}" for n, v in setting.items()) or "default"
+    )
+
+
+def _short(f: Mapping[str, Any]) -> str:
+    return f"{f['effect']:.3g} ± {f['spread']:.3g} ({f['verdict']})"
+
+
+def _frontier(frontier: Mapping[str, Any]) -> str:
+    s, n = frontier["study"], len(frontier["points"])
+    families = len({p["family"] for p in frontier["points"]})
+    return f"""## Frontier on a real model
+
+![FVU and loss recovered against L0](frontier.svg)
+
+{n} points of {families} families and baselines on {frontier["data"]}: d_sae {s["d_sae"]}, {s["steps"]} steps of
+{s["rows"]} rows ({s["steps"] * s["rows"]:,} tokens) for every trained family, learning rate {s["lr"]:g} for all of
+them (not tuned), the same schedule; FVU and L0 on {s["eval_rows"]:,} held-out rows, loss recovered (against mean
+ablation) on about {s["ce_tokens"]:,} held-out tokens. Bars are the sample standard deviation over seeds. Methods at so
+small a budget are far from converged: this ranks them at this budget, not in general. Data:
+[frontier.json](frontier.json).
+
+{_how(frontier["run"])}
+"""
