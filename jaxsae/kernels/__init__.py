@@ -9,9 +9,12 @@ from jaxsae.kernels.sparse_adam.api import sparse_adam
 from jaxsae.kernels.sparse_decode.api import sparse_decode
 from jaxsae.kernels.sparse_grad.api import sparse_grad
 from jaxsae.kernels.topk.api import topk
+from jaxsae.kernels.topk.approx import approx_topk
+from jaxsae.kernels.topk_mask.api import topk_mask
 
 __all__ = [
     "add_at",
+    "approx_topk",
     "decode_residual_sddmm",
     "encode_topk",
     "keep_best",
@@ -22,4 +25,5 @@ __all__ = [
     "sparse_grad",
     "take",
     "topk",
+    "topk_mask",
 ]

@@ -1,7 +1,7 @@
 """Branches that stay branches under `vmap`.
 
 A plain `lax.cond` with a batched predicate becomes a select, and then every run of a sweep pays for both sides at
-every step.  The two helpers here reduce the predicate over the runs first, so the compiled program keeps one branch.
+every step.  The helpers here reduce the predicate over the runs first, so the compiled program keeps one branch.
 """
 
 from collections.abc import Callable
@@ -71,6 +71,30 @@ def when(live: jax.Array, compute: Callable, args: Any) -> Any:
         axes = _in_axes(batched[1])
         batch = lambda f: jax.vmap(f, in_axes=axes, axis_size=n)  # noqa: E731
         out = jax.lax.cond(jnp.any(live), batch(compute), batch(zeros), *args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return pick(live, args)
+
+
+def either(live: jax.Array, yes: Callable, no: Callable, args: Any) -> Any:
+    """`yes(*args)` where `live`, else `no(*args)`; under vmap all runs take `yes` if some run is live.
+
+    `yes` must itself be right for a run that is not live; `no` is the cheaper way to the same result.
+
+    Example:
+        >>> int(either(jnp.array(False), lambda a: a, lambda a: a * 0, (jnp.array(5),)))
+        0
+    """
+
+    @custom_vmap
+    def pick(live, args):
+        return jax.lax.cond(live, yes, no, *args)
+
+    @pick.def_vmap
+    def _(n, batched, live, args):
+        axes = _in_axes(batched[1])
+        batch = lambda f: jax.vmap(f, in_axes=axes, axis_size=n)  # noqa: E731
+        out = jax.lax.cond(jnp.any(live), batch(yes), batch(no), *args)
         return out, jax.tree.map(lambda _: True, out)
 
     return pick(live, args)

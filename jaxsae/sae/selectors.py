@@ -121,7 +121,9 @@ class Rank:
         d_sae, signed = W.shape[1], self.signed
         dead = ctx.dead() if want.k_aux else jnp.zeros(d_sae, bool)
         scale, size = self._scale(p, D, d_sae), max(self.cap, want.ranks)
-        values, index, aux_values, aux = kernels.encode_topk(x, W, b, b_pre, scale, dead, size, want.k_aux, signed)
+        values, index, aux_values, aux = kernels.encode_topk(
+            x, W, b, b_pre, scale if self.by_norm else None, dead, size, want.k_aux, signed
+        )
         selection = self._thin(p, x - b_pre[None].astype(x.dtype), values, index, scale, ctx)
         if not want.k_aux:
             return selection

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from jaxsae.errors import ConfigError
 from jaxsae.kernels import topk
-from jaxsae.kernels.topk.api import IMPLEMENTATIONS
 
 AWKWARD = {
     "normal": lambda r: r.standard_normal((5, 2048)),
@@ -21,7 +20,7 @@ AWKWARD = {
 }
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["xla", "reference"])  # the others: topk_segments_test.py
 @pytest.mark.parametrize("case", AWKWARD)
 def test_equals_a_stable_sort(case, implementation):
     x = AWKWARD[case](np.random.default_rng(0)).astype(np.float32)

@@ -5,9 +5,10 @@ from functools import partial
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
-from jaxsae.kernels.encode_topk import reference, xla, xla_slabs
+from jaxsae.kernels.encode_topk import pallas_tpu, reference, xla, xla_slabs
 from jaxsae.kernels.sharded import encode_topk as sharded
 
 
@@ -26,7 +27,10 @@ def _with_sparse_vjp(module: ModuleType) -> Callable:
     return run
 
 
+_FUSED = Implementation(_with_sparse_vjp(pallas_tpu), ("tpu",), pallas_tpu.refuse)
+
 IMPLEMENTATIONS: Available = {
+    "pallas_tpu": _FUSED,
     "xla_slabs": Implementation(_with_sparse_vjp(xla_slabs), platforms=("cpu",)),
     "xla": _with_sparse_vjp(xla),
     "reference": reference.encode_topk,
@@ -38,7 +42,7 @@ def encode_topk(
     W: jax.Array,
     b: jax.Array,
     b_pre: jax.Array,
-    scale: jax.Array,
+    scale: jax.Array | None,
     dead: jax.Array,
     k: int,
     k_aux: int = 0,
@@ -58,12 +62,12 @@ def encode_topk(
         W: [D, S] encoder weight in the dtype of x.
         b: [S] encoder bias, f32.
         b_pre: [D] subtracted from x, f32.
-        scale: [S] positive factor of the score, f32.
+        scale: [S] positive factor of the score, f32; None for 1, which spares a TPU some work.
         dead: [S] bool, candidates of the second list.
         k: length of the first list.
         k_aux: length of the second list, 0 for none.
         signed: rank by magnitude.
-        implementation: None (best here), "xla", "xla_slabs" (CPU) or "reference".
+        implementation: None (best here), "pallas_tpu", "xla", "xla_slabs" (CPU) or "reference".
 
     Returns:
         values [B, k] (unclipped `pre`, f32), indices [B, k] int32, and the same for the dead latents: [B, k_aux].
@@ -84,4 +88,6 @@ def encode_topk(
         check_k("encode_topk (dead latents)", k_aux, W.shape[1])
     shape = {"B": len(x), "D": len(W), "S": W.shape[1], "K": k}
     run = choose("encode_topk", implementation, IMPLEMENTATIONS, shape, W.dtype)
+    if scale is None and run is not _FUSED.run:
+        scale = jnp.ones(W.shape[1])  # the others multiply by it, and their compiler drops a factor of 1
     return sharded.encode_topk(run, x, W, b, b_pre, scale, dead, k, k_aux, signed)

@@ -11,7 +11,7 @@ def encode_topk(
     W: jax.Array,
     b: jax.Array,
     b_pre: jax.Array,
-    scale: jax.Array,
+    scale: jax.Array | None,
     dead: jax.Array,
     k: int,
     k_aux: int,
@@ -19,7 +19,8 @@ def encode_topk(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """See `jaxsae.kernels.encode_topk.api.encode_topk`."""
     pre = jnp.dot(x - b_pre[None].astype(x.dtype), W, preferred_element_type=jnp.float32) + b[None]
-    score = jax.lax.stop_gradient((jnp.abs(pre) if signed else pre) * scale[None])
+    score = jnp.abs(pre) if signed else pre
+    score = jax.lax.stop_gradient(score if scale is None else score * scale[None])
     index = topk_reference.topk(score, k)[1]
     values = jnp.take_along_axis(pre, index, axis=1)
     if not k_aux:

@@ -21,6 +21,7 @@ def encode_topk(run: Callable, x, W, b, b_pre, scale, dead, k: int, k_aux: int, 
     split = split_of(len(x), W.shape[1])
     if split is None:
         return run(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+    scale = jnp.ones(W.shape[1]) if scale is None else scale
     return _encode(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead)
 
 

@@ -2,11 +2,15 @@
 
 import jax
 
-from jaxsae.kernels._dispatch import check_k, choose
+from jaxsae.kernels._dispatch import Implementation, check_k, choose
 from jaxsae.kernels.sharded import topk as sharded
-from jaxsae.kernels.topk import reference, xla
+from jaxsae.kernels.topk import reference, segments, xla
 
-IMPLEMENTATIONS = {"xla": xla.topk, "reference": reference.topk}
+IMPLEMENTATIONS = {
+    "segments": Implementation(segments.topk, ("tpu",), segments.refuse),
+    "xla": xla.topk,
+    "reference": reference.topk,
+}
 
 
 def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[jax.Array, jax.Array]:
@@ -17,7 +21,7 @@ def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[ja
     Args:
         x: [B, S] real.
         k: how many, 1 <= k <= S.
-        implementation: None (best here), "xla" or "reference".
+        implementation: None (best here), "segments" (bf16 on a TPU), "xla" or "reference".
 
     Returns:
         values [B, k] in the dtype of x and indices [B, k] int32.
@@ -32,4 +36,5 @@ def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[ja
         ([[3.0, 3.0]], [[1, 3]])
     """
     check_k("topk", k, x.shape[-1])
-    return sharded.topk(choose("topk", implementation, IMPLEMENTATIONS), x, k)
+    shape = {"B": x.shape[0], "S": x.shape[-1], "K": k}
+    return sharded.topk(choose("topk", implementation, IMPLEMENTATIONS, shape, x.dtype), x, k)

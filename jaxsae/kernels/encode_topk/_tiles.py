@@ -1,0 +1,125 @@
+"""Static sizes of the TPU kernel under `encode_topk`: computed from the chip's memory and the chance of a miss."""
+
+import dataclasses
+import functools
+import math
+
+from jaxsae.kernels._chip import LANES, SUBLANES, VMEM_SHARE
+
+#: Chance, for a row whose best are spread evenly over the columns, that its certificate fails.
+MISS = 1e-5
+#: Levels that a list may have.
+MOST_LEVELS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth:
+    """How one list is kept: `levels` values in each of `groups` while columns stream, then folded.
+
+    Attributes:
+        groups: G, a multiple of 128; equal to, half or a smaller divisor of, or twice the columns of a tile.
+        levels: m, of which the last bounds what was dropped.
+        out_groups: after folding; a multiple of 128 that divides `groups`.
+        out_levels: after folding, not counting the bound.
+    """
+
+    groups: int
+    levels: int
+    out_groups: int
+    out_levels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Static sizes of the kernel.
+
+    Attributes:
+        rows: R, of a row tile; a multiple of 16.
+        columns: of one of the two buffers of pre-activations; a step of the grid works through two.
+        strip: columns of one matmul inside the loop; divides `columns`.
+        lists: one or two `Depth`: all latents, and the dead ones.
+        vmem: bytes the kernel may use; None in the interpreter, which has no limit.
+    """
+
+    rows: int
+    columns: int
+    strip: int
+    lists: tuple[Depth, ...]
+    vmem: int | None
+
+
+def miss_probability(k: int, groups: int, levels: int) -> float:
+    """Bound on the chance that some group holds `levels` or more of a row's k best, spread evenly.
+
+    Union bound over the groups of a binomial tail: G P(Bin(k, 1/G) >= m).
+
+    Example:
+        >>> round(miss_probability(64, 1024, 4), 5)
+        0.00055
+    """
+    p = 1.0 / groups
+    tail = sum(math.comb(k, i) * p**i * (1 - p) ** (k - i) for i in range(levels, min(k, levels + 40) + 1))
+    return min(1.0, groups * tail)
+
+
+def depth_for(k: int, columns: int, widest: int) -> Depth:
+    """The cheapest list that misses a row with probability below `MISS`, or else the one that misses least.
+
+    A level costs vector work in every column, doubling the groups costs memory only, so fewest levels come first.
+    """
+    most = min(widest, 2 * columns)
+    for levels in range(2, MOST_LEVELS + 1):
+        groups = LANES
+        while groups <= most:
+            if miss_probability(k, groups, levels) < MISS:
+                return Depth(groups, levels, *_folded(k, groups))
+            groups *= 2
+    return Depth(most, MOST_LEVELS, *_folded(k, most))
+
+
+def _folded(k: int, groups: int) -> tuple[int, int]:
+    out = min(groups, 1 << (max(k, LANES) - 1).bit_length())
+    levels = next((n for n in range(1, 40) if miss_probability(k, out, n + 1) < MISS / 10), 40)
+    return out, levels
+
+
+@functools.cache
+def plan(rows: int, width: int, k: int, k_aux: int, scaled: bool, itemsize: int, vmem: int) -> Tiles | None:
+    """Tiles that fit the chip's memory, the largest first; None where even the smallest do not fit.
+
+    Args:
+        rows: B.
+        width: D.
+        k: of the first list.
+        k_aux: of the second, 0 for none.
+        scaled: whether scores are scaled, which doubles what is kept per level.
+        itemsize: bytes of an element of W.
+        vmem: bytes of a core of the chip.
+    """
+    budget = int(vmem * VMEM_SHARE)
+    most = -(-rows // 16) * 16
+    for R in (512, 256, 128, 64, 32, 16):
+        for columns in (1024, 512, 256):
+            for widest in (4096, 2048, 1024, 512):
+                tiles = _tiles(min(R, most), columns, widest, k, k_aux, budget)
+                if vmem_bytes(tiles, width, scaled, itemsize) <= budget:
+                    return tiles
+    return None
+
+
+def _tiles(rows: int, columns: int, widest: int, k: int, k_aux: int, budget: int) -> Tiles:
+    lists = tuple(depth_for(n, columns, widest) for n in (k, k_aux) if n)
+    return Tiles(rows, columns, 256, lists, budget)
+
+
+def vmem_bytes(tiles: Tiles, width: int, scaled: bool, itemsize: int) -> int:
+    """What the kernel keeps on the chip: two copies of each streamed block, one of its own state."""
+    lanes = -(-width // LANES) * LANES
+    inputs = 2 * itemsize * lanes * (tiles.rows + 2 * tiles.columns)
+    vectors = 2 * 5 * 4 * SUBLANES * 2 * tiles.columns
+    state = 2 * 4 * tiles.rows * tiles.columns
+    labels = 2 if scaled else 1
+    for d in tiles.lists:
+        state += 4 * tiles.rows * d.groups * (d.levels + labels * (d.levels - 1))
+        state += 2 * 4 * tiles.rows * d.out_groups * (1 + d.out_levels * (1 + labels))
+    return inputs + vectors + state

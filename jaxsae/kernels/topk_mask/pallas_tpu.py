@@ -1,0 +1,110 @@
+"""The threshold of the k largest on a TPU: a few rows stay on the chip for all passes of the bisection."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.kernels._chip import LANES, SUBLANES, VMEM_SHARE, objection, vmem_bytes_here
+from jaxsae.kernels.topk_mask.xla import HIGHEST, LOWEST, largest_with
+
+#: Columns of one step of a counting pass.
+CHUNK = 2048
+
+
+def refuse(shape, dtype: str) -> str | None:
+    """Why the kernel cannot serve a call, or None; asked on a TPU only."""
+    if why := objection(dtype):
+        return why
+    if tile_rows(shape["B"], shape["S"], vmem_bytes_here()) is None:
+        return f"cannot keep 8 rows of {shape['S']} on this chip"
+    return None
+
+
+def tile_rows(rows: int, size: int, vmem: int) -> int | None:
+    """Rows of a tile: two copies of the input and one of its keys must fit; None if not even 8 rows do."""
+    per_row = 3 * 4 * (-(-size // CHUNK) * CHUNK)
+    fits = [r for r in (32, 16, 8) if r * per_row <= vmem * VMEM_SHARE]
+    return min(fits[0], -(-rows // SUBLANES) * SUBLANES) if fits else None
+
+
+def cut(x: jax.Array, k: int | jax.Array, *, tile: int | None = None, interpret=False) -> tuple[jax.Array, jax.Array]:
+    """See `jaxsae.kernels.topk_mask.xla.cut`.
+
+    Args:
+        tile: rows of a tile; None computes them for this chip.
+        interpret: for tests on a CPU.
+    """
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
+    rows, size = x.shape
+    vmem = None if tile else vmem_bytes_here()
+    R = tile or tile_rows(rows, size, vmem)
+    k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (rows,))[:, None]
+    narrow = pl.BlockSpec((R, 1), lambda i: (i, 0))
+    chunks = -(-size // CHUNK)
+    least, last = pl.pallas_call(
+        functools.partial(_body, size=size, chunks=chunks),
+        grid=(pl.cdiv(rows, R),),
+        in_specs=[pl.BlockSpec((R, size), lambda i: (i, 0)), narrow],
+        out_specs=[narrow, narrow],
+        out_shape=[jax.ShapeDtypeStruct((rows, 1), jnp.int32)] * 2,
+        scratch_shapes=[pltpu.VMEM((R, chunks * CHUNK), jnp.int32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",), vmem_limit_bytes=vmem and int(vmem * VMEM_SHARE)
+        ),
+        cost_estimate=pl.CostEstimate(flops=34 * x.size, bytes_accessed=4 * x.size, transcendentals=0),
+        interpret=interpret,
+        name="topk_mask_cut",
+    )(x.astype(jnp.float32), k)
+    return least[:, 0], last[:, 0]
+
+
+def _body(x, k, least_out, last_out, keys, *, size: int, chunks: int):
+    from jax.experimental import pallas as pl
+
+    from jaxsae.kernels._ordered import total_order
+
+    R, k = x.shape[0], k[...]
+    tail = size % CHUNK
+
+    def convert(c, carry):
+        here = pl.ds(pl.multiple_of(c * CHUNK, LANES), CHUNK)
+        keys[:, here] = total_order(x[:, here])
+        return carry
+
+    jax.lax.fori_loop(0, size // CHUNK, convert, 0)
+    if tail:  # what fills the chunk is below every real key but a NaN of negative sign, which has a lower index
+        keys[:, size - tail : size] = total_order(x[:, size - tail :])
+        keys[:, size:] = jnp.full((R, CHUNK - tail), LOWEST, jnp.int32)
+
+    def count(holds):
+        """[R, 1]: entries for which holds(keys, first column) is true."""
+
+        def chunk(c, found):
+            first = pl.multiple_of(c * CHUNK, LANES)
+            true = holds(keys[:, pl.ds(first, CHUNK)], first).astype(jnp.int32)
+            for lane in range(0, CHUNK, LANES):
+                found = found + true[:, lane : lane + LANES]
+            return found
+
+        found = jax.lax.fori_loop(0, chunks, chunk, jnp.zeros((R, LANES), jnp.int32))
+        return jnp.sum(found, axis=1, keepdims=True)
+
+    least = largest_with(lambda t: count(lambda key, _: key >= t), k, jnp.full((R, 1), LOWEST, jnp.int32), 32)
+    need = k - count(lambda key, _: key > least)
+    least_out[...] = jnp.where(k <= 0, HIGHEST, least)
+    last_out[...] = jnp.where(k <= 0, -1, size - 1)
+    spare = count(lambda key, _: key == least) > need
+
+    @pl.when(jnp.max(spare.astype(jnp.int32)) > 0)  # ties across the boundary, in some row of the tile
+    def _():
+        column = jax.lax.broadcasted_iota(jnp.int32, (R, CHUNK), 1)
+
+        def room(t):
+            """Ties still wanted, once those in front of column t are taken."""
+            return need - count(lambda key, first: (key == least) & (column + first < t))
+
+        last = largest_with(room, jnp.ones_like(k), jnp.zeros_like(k), max(1, size.bit_length()))
+        last_out[...] = jnp.where(k <= 0, -1, jnp.minimum(last, size - 1))

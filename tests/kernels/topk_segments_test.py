@@ -1,0 +1,71 @@
+"""Certified top-k by segments against a stable sort; approximate top-k against its promise."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxsae.errors import ConfigError
+from jaxsae.kernels import approx_topk, topk
+from jaxsae.kernels.topk import segments
+from jaxsae.kernels.topk.approx import expected_recall, measured_recall
+
+ROWS, SIZE = 6, 5000  # not a multiple of the blocks dealt
+
+
+def neighbours(r):
+    """The strong entries lie next to each other, as in a sorted dictionary."""
+    x = r.standard_normal((ROWS, SIZE))
+    x[:, :400] += 6
+    return x
+
+
+def one_segment(r):
+    """The strong entries all fall into one segment: its certificate fails."""
+    x = r.standard_normal((ROWS, SIZE))
+    x[:, :128] += 9
+    return x
+
+
+AWKWARD = {
+    "normal": lambda r: r.standard_normal((ROWS, SIZE)),
+    "ties": lambda r: np.round(r.standard_normal((ROWS, SIZE)) * 2),
+    "all equal": lambda r: np.full((ROWS, SIZE), 1.5),
+    "all negative": lambda r: -np.abs(r.standard_normal((ROWS, SIZE))),
+    "minus infinite": lambda r: np.where(r.random((ROWS, SIZE)) < 0.999, -np.inf, 1.0),
+    "neighbours": neighbours,
+    "one segment": one_segment,
+}
+
+
+@pytest.mark.parametrize("k", [7, 60])
+@pytest.mark.parametrize("case", AWKWARD)
+def test_equals_a_stable_sort(case, k):
+    x = AWKWARD[case](np.random.default_rng(0)).astype(ml_dtypes.bfloat16)
+    values, index = jax.jit(segments.topk, static_argnums=(1, 2))(jnp.asarray(x), k, 8)
+    order = np.argsort(-x.astype(np.float32), axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
+    assert values.dtype == jnp.bfloat16
+
+
+def test_says_what_it_cannot_serve():
+    assert "takes bfloat16" in segments.refuse({"S": 65536, "K": 8}, "float32")
+    assert "needs segments" in segments.refuse({"S": 8192, "K": 128}, "bfloat16")
+    assert segments.refuse({"S": 131072, "K": 64}, "bfloat16") is None
+    with pytest.raises(ConfigError, match="'segments' runs on tpu, this is cpu"):
+        topk(jnp.zeros((2, 8192), jnp.bfloat16), 2, implementation="segments")
+
+
+def test_approximate_finds_what_it_promises():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4096)), jnp.float32)
+    values, index = approx_topk(x, 16, recall=0.9)
+    np.testing.assert_array_equal(values, jnp.take_along_axis(x, index, axis=1))
+    assert float(measured_recall(index, jax.lax.top_k(x, 16)[1])) >= 0.9
+
+
+def test_the_expected_recall_is_that_of_random_bins():
+    rng = np.random.default_rng(0)
+    found = [len(np.unique(rng.integers(0, 100, 20))) / 20 for _ in range(20000)]
+    assert abs(np.mean(found) - expected_recall(20, 100)) < 2e-3
