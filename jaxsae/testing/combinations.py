@@ -163,7 +163,7 @@ def pairwise() -> list[Cell]:
         for j in range(max(len(second), len(third))):
             levels, dictionary = third[(i + j) % len(third)], second[j % len(second)]
             plain = Cell(selector, levels, dictionary, ())
-            bundle = bundles[(i + j) % len(bundles)]
+            bundle = bundles[(i // len(third) + j) % len(bundles)]
             cells.append(plain._replace(terms=tuple(t for t in bundle if not refused(plain._replace(terms=(t,))))))
     return cells
 
@@ -197,18 +197,17 @@ def table(results: dict[Cell, str]) -> str:
         f"{', '.join(_short(t) for t in c['dictionary'])}.",
         f"Terms that are part of one selector or encoder, and so no column: "
         f"{', '.join(_short(t) for t in bound()) or 'none'}.",
-        f"An entry counts working cells of {len(c['levels']) * len(c['dictionary'])} (levels x dictionaries).",
+        f"An entry counts working cells among those run, of {len(c['levels']) * len(c['dictionary'])} (levels x "
+        "dictionaries).",
         "",
         "| selector | " + " | ".join(_short(t[0]) if t else "none" for t in columns) + " |",
         "| --- |" + " --- |" * len(columns),
     ]
     for selector in c["selector"]:
-        row = [
-            sum(v == "works" for k, v in results.items() if k.selector == selector and k.terms == t) for t in columns
-        ]
-        lines.append(f"| {_short(selector)} | " + " | ".join(map(str, row)) + " |")
+        row = [[v == "works" for k, v in results.items() if k.selector == selector and k.terms == t] for t in columns]
+        lines.append(f"| {_short(selector)} | " + " | ".join(f"{sum(r)} of {len(r)}" for r in row) + " |")
     reasons = Counter(v for v in results.values() if v != "works")
-    lines += ["", "## Refused, and why", ""]
+    lines += ["", "## Refused, and why", ""] if reasons else []
     for reason, count in reasons.most_common():
         some = next(k for k, v in results.items() if v == reason)
         example = ", ".join(_short(t) for t in (some.selector, some.levels, some.dictionary, *some.terms))
