@@ -120,7 +120,6 @@ CASES: tuple[Case, ...] = (
         "vreg",
         partial(_pass, tile=16),
         "f32, S 65536, 16 rows: one of the 32 counting passes",
-        quick=True,
     ),
     Case(
         "topk_mask_cut.v6e",

@@ -65,8 +65,8 @@ def test_refuses_an_unknown_case():
         bundles.main(["nonsense"])
 
 
-def test_the_table_and_the_cases_name_the_same_kernels():
-    assert set(bundles.table()) == {c.name for c in CASES}
+def test_every_row_of_the_table_has_a_case():
+    assert set(bundles.table()) <= {c.name for c in CASES}
 
 
 @needs_libtpu

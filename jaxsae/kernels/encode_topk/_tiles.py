@@ -55,7 +55,7 @@ def miss_probability(k: int, groups: int, levels: int) -> float:
 
     Example:
         >>> round(miss_probability(64, 1024, 4), 5)
-        0.00055
+        0.00056
     """
     p = 1.0 / groups
     tail = sum(math.comb(k, i) * p**i * (1 - p) ** (k - i) for i in range(levels, min(k, levels + 40) + 1))
@@ -85,7 +85,7 @@ def _folded(k: int, groups: int) -> tuple[int, int]:
 
 @functools.cache
 def plan(rows: int, width: int, k: int, k_aux: int, scaled: bool, itemsize: int, vmem: int) -> Tiles | None:
-    """Tiles that fit the chip's memory, the largest first; None where even the smallest do not fit.
+    """The largest tiles that fit the chip's memory and rarely miss, else those that miss least; None where none fit.
 
     Args:
         rows: B.
@@ -96,15 +96,21 @@ def plan(rows: int, width: int, k: int, k_aux: int, scaled: bool, itemsize: int,
         itemsize: bytes of an element of W.
         vmem: bytes of a core of the chip.
     """
-    budget = int(vmem * VMEM_SHARE)
-    most = -(-rows // 16) * 16
-    for R in (512, 256, 128, 64, 32, 16):
-        for columns in (1024, 512, 256):
-            for widest in (4096, 2048, 1024, 512):
-                tiles = _tiles(min(R, most), columns, widest, k, k_aux, budget)
-                if vmem_bytes(tiles, width, scaled, itemsize) <= budget:
-                    return tiles
-    return None
+    budget, most = int(vmem * VMEM_SHARE), -(-rows // 16) * 16
+    fitting = [
+        tiles
+        for R in (512, 256, 128, 64, 32, 16)
+        for columns in (1024, 512, 256)
+        for widest in (2048, 1024, 512)
+        if vmem_bytes(tiles := _tiles(min(R, most), columns, widest, k, k_aux, budget), width, scaled, itemsize)
+        <= budget
+    ]
+    wanted = [n for n in (k, k_aux) if n]
+
+    def worst(tiles: Tiles) -> float:
+        return max(miss_probability(n, d.groups, d.levels) for n, d in zip(wanted, tiles.lists, strict=True))
+
+    return next((t for t in fitting if worst(t) < MISS), min(fitting, key=worst, default=None))
 
 
 def _tiles(rows: int, columns: int, widest: int, k: int, k_aux: int, budget: int) -> Tiles:

@@ -9,7 +9,7 @@ def approx_topk(x: jax.Array, k: int, recall: float = 0.95) -> tuple[jax.Array, 
 
     On a TPU each of L bins of strided columns keeps its maximum, and the best k of those are returned; an entry is
     lost where a larger one shares its bin.  L is chosen so that the expected share found is at least `recall` for
-    entries spread evenly over the columns (Chern et al. 2022, "TPU-KNN", eq. 6); `measured_recall` says what it was on
+    entries spread evenly over the columns (Chern et al. 2022, "TPU-KNN"); `measured_recall` says what it was on
     data.  On other platforms jax computes the exact answer.
 
     Args:
