@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.objective.dead_zones import too_heavy
 from jaxsae.objective.reducers import Mean, Reducer
 from jaxsae.objective.schedules import Constant, Schedule
 from jaxsae.sae.records import Ctx, Out
@@ -33,6 +34,11 @@ class GateL1:
         pre: Any = out.sel.pre
         gate = jax.nn.relu(pre.score)
         return jnp.sum(gate * out.D.norms(out.p)[None] if self.by_norm else gate, axis=1)
+
+    def review(self, recipe: Any) -> list[str]:
+        """Warns of a weight that no latent is worth to the gate's own reconstruction."""
+        unit = self.by_norm or getattr(recipe.dictionary, "unit_norm", False)
+        return too_heavy(recipe, self.coefficient, "l1") if unit else []
 
 
 @register("term.gate_aux")

@@ -1,11 +1,13 @@
 """Smooth penalties on codes that are closer to a count than L1 is: tanh, tanh with a quadratic part, p-norms."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.objective.dead_zones import too_heavy
 from jaxsae.objective.reducers import Mean, Reducer
 from jaxsae.objective.schedules import Constant, Schedule
 from jaxsae.sae.codes import Codes
@@ -96,6 +98,12 @@ class PNorm:
     def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
         own = ctx.track["p_anneal"]
         return own["factor"] * p_sum(penalised(out, self.on_gate), own["p"], self.root)
+
+    def review(self, recipe: Any) -> list[str]:
+        """Warns of a weight that no latent is worth while p is 1."""
+        own = next((t for t in recipe.trackers if t.name == "p_anneal"), None)
+        plain = getattr(own, "p_start", 0.0) == 1.0 and getattr(recipe.dictionary, "unit_norm", False)
+        return too_heavy(recipe, self.coefficient, "l1") if plain else []
 
 
 def penalised(out: Out, on_gate: bool) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.objective.dead_zones import too_heavy
 from jaxsae.objective.reducers import Mean, Reducer
 from jaxsae.objective.schedules import Constant, Schedule
 from jaxsae.sae.levels import average
@@ -145,9 +146,12 @@ class L1:
         return jnp.sum(z * out.sel.codes.at(out.D.norms(out.p)) if self.by_norm else z, axis=-1)
 
     def review(self, recipe: Any) -> list[str]:
-        """Warns of a penalty that scaling evades: codes over a, atoms times a, give the same output at less cost."""
+        """Warns of a weight that no latent is worth, and of a penalty that scaling evades.
+
+        Codes over a and atoms times a give the same output; without norms, at less cost.
+        """
         if self.by_norm or getattr(recipe.dictionary, "unit_norm", False):
-            return []
+            return [] if self.controller else too_heavy(recipe, self.coefficient, "l1")
         return [
             "L1 without decoder norms on atoms of free length has no minimum: atoms twice as long halve the penalty at "
             "the same reconstruction; use by_norm=True or a unit dictionary"

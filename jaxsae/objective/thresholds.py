@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxsae.config import register
 from jaxsae.errors import ConfigError
+from jaxsae.objective.dead_zones import too_heavy
 from jaxsae.objective.reducers import Mean, Reducer
 from jaxsae.objective.schedules import Constant, Schedule
 from jaxsae.sae.jump import Kernel, step
@@ -45,6 +46,10 @@ class L0Step:
 
     def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
         return counted(out, ctx, self.kernel, self.to_pre)
+
+    def review(self, recipe: Any) -> list[str]:
+        """Warns of a weight that no latent is worth."""
+        return too_heavy(recipe, self.coefficient, "l0")
 
 
 @register("term.target_l0")

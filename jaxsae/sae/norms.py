@@ -58,6 +58,10 @@ class DatasetNorm:
     def init(self, rows: Rows) -> Params:
         return {"c_in": self._constant(rows.x, rows.mask), "c_out": self._constant(rows.y, rows.mask)}
 
+    def length(self, d: int) -> float:
+        """Mean norm of a scaled row of width d (root mean square for "mean_square")."""
+        return 1.0 if self.rule == "mean_square" else math.sqrt(d)
+
     def _constant(self, a: jax.Array, mask: jax.Array) -> jax.Array:
         norms = jnp.linalg.norm(a.astype(jnp.float32), axis=1)
         if self.rule == "mean_square":
@@ -98,6 +102,10 @@ class RowNorm:
 
     def init(self, rows: Rows) -> Params:
         return {}
+
+    def length(self, d: int) -> float:
+        """Norm of a standardised row of width d."""
+        return math.sqrt(d - self.ddof)
 
     def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = x.astype(jnp.float32)

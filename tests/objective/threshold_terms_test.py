@@ -143,6 +143,30 @@ def test_p_falls_in_equal_steps_and_the_penalty_keeps_its_size():
 def test_l1_that_scaling_evades_is_warned_of():
     from dataclasses import replace
 
-    recipe = recipes.relu_l1(D, S)
+    recipe = recipes.relu_l1(D, S, l1_coefficient=1.0)
     with pytest.warns(ConfigWarning, match="no minimum"):
         replace(recipe, terms=(recipe.terms[0], L1(by_norm=False)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda w: recipes.relu_l1(16, S, l1_coefficient=w), r"l1_coefficient = 8 is not below 2 \|\|x\|\| = 8"),
+        (lambda w: recipes.gated(16, S, l1_coefficient=w), r"l1_coefficient = 8 is not below"),
+        (lambda w: recipes.p_anneal(16, S, sparsity_coefficient=w), r"sparsity_coefficient = 8 is not below"),
+        (lambda w: recipes.jumprelu(16, S, l0_coefficient=w / 8), r"l0_coefficient = 1 is not below \|\|x\|\|\^2 = 1"),
+    ],
+)
+def test_a_weight_no_latent_is_worth_is_warned_of_with_the_figure(make, message):
+    make(7.9)  # warnings are errors
+    with pytest.warns(ConfigWarning, match=message):
+        make(8.0)
+
+
+def test_from_twice_the_length_of_a_row_on_no_code_lowers_an_l1_loss():
+    """The bound of the warning, tried out: the best code of a row under its best atom, by a fine grid of codes."""
+    y = np.array([3.0, 4.0])  # length 5
+    z = np.linspace(0, 6, 6001)[:, None]
+    loss = lambda w: ((y - z * y / 5) ** 2).sum(1) + w * z[:, 0]  # noqa: E731
+    assert np.argmin(loss(10.0)) == 0
+    assert np.argmin(loss(9.9)) > 0

@@ -122,7 +122,7 @@ def test_the_threshold_form_of_a_row_rank_has_about_its_l0_and_says_so():
 
 
 def test_forms_a_method_lacks_are_refused():
-    recipe = recipes.relu_l1(D, S)
+    recipe = recipes.relu_l1(D, S, l1_coefficient=1.0)
     state, _ = trained(recipe, 1)
     with pytest.raises(ConfigError, match="no 'rank' form for Relu; possible: threshold"):
         recipe.export(state, form="rank")
