@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.config import register
+from jaxsae.errors import ConfigError
 from jaxsae.objective.reducers import Mean, Reducer
 from jaxsae.objective.schedules import Constant, Schedule
 from jaxsae.sae.geometry import unit
@@ -38,6 +39,11 @@ class Orthogonality:
     needs = ()
     k_aux = 0
 
+    def __post_init__(self) -> None:
+        for name, least in (("chunk", 2), ("every", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"Orthogonality: {name} must be at least {least}, found {getattr(self, name)}")
+
     def __call__(self, out: Out, ctx: Ctx) -> jax.Array:
         atoms = out.D.atoms(out.p)
         if self.every == 1:
@@ -64,6 +70,7 @@ class Orthogonality:
             cosine = jnp.dot(fixed, fixed.T)
             other = (members < n)[None] & ~jnp.eye(size, dtype=bool)
             nearest = jnp.argmax(jnp.where(other, cosine, -jnp.inf), axis=1)
-            return jnp.sum(jnp.where(members < n, jnp.sum(d * d[nearest], axis=1) ** 2, 0.0))
+            counts = (members < n) & jnp.any(other, axis=1)  # an atom alone in the last chunk has no neighbour
+            return jnp.sum(jnp.where(counts, jnp.sum(d * d[nearest], axis=1) ** 2, 0.0))
 
         return jnp.sum(jax.lax.map(total, order)) / n

@@ -63,6 +63,12 @@ def _check_k(recipe: "Recipe", cap: int | None) -> None:
         if name not in hyper or name == "lr":
             possible = ", ".join(sorted(set(hyper) - {"lr"}))
             raise ConfigError(f"recipe {recipe.name!r}: cannot anneal {name!r}; possible: {possible}")
+    largest = hyper.get("k", 1) * max([getattr(s, "start", 1.0) for n, s in recipe.annealed if n == "k"], default=1.0)
+    if round(largest) > most:
+        raise ConfigError(
+            f"recipe {recipe.name!r}: annealed k starts at {largest:g}, which does not fit the {most} candidates of a "
+            "row; raise the cap of the selector or start lower"
+        )
 
 
 def _check_terms(recipe: "Recipe") -> None:
@@ -73,6 +79,11 @@ def _check_terms(recipe: "Recipe") -> None:
         seen.add(term.name)
         if term.coefficient and term.coefficient not in hyper:
             raise ConfigError(f"recipe {recipe.name!r}: term {term.name!r} needs {term.coefficient!r} in hyper")
+        if term.k_aux == 0 and "k_aux" in getattr(term, "__dataclass_fields__", ()):
+            raise ConfigError(
+                f"recipe {recipe.name!r}: term {term.name!r}: k_aux must be at least 1, found 0; leave the term out "
+                "by a coefficient of 0"
+            )
         if not 0 <= term.k_aux <= recipe.d_sae:
             raise ConfigError(
                 f"recipe {recipe.name!r}: k_aux must lie between 0 and d_sae = {recipe.d_sae}, found {term.k_aux}"

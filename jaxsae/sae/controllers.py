@@ -41,11 +41,19 @@ class L0Controller:
         return (self.target,)
 
     def review(self, recipe: Any) -> tuple[str, ...]:
-        """Refuses a target that no code can have."""
+        """Refuses a target that no code can have, and a controller that no penalty listens to."""
         target = dict(recipe.hyper)[self.target]
         if not 0 < target < recipe.d_sae:
             raise ConfigError(
                 f"L0Controller: a target L0 must lie between 0 and d_sae = {recipe.d_sae}, found {target}"
+            )
+        cap = getattr(getattr(recipe.encoder, "selector", None), "cap", None)
+        if cap is not None and target > cap:
+            raise ConfigError(f"L0Controller: a target L0 of {target:g} cannot be met by rows that keep at most {cap}")
+        if all(getattr(term, "controller", "") != self.name for term in recipe.terms):
+            raise ConfigError(
+                f"L0Controller: no term is weighed by it, so L0 cannot be steered; give a penalty "
+                f"controller={self.name!r}"
             )
         return ()
 

@@ -3,6 +3,8 @@
 Gradients are taken in the middle of a made-up run, where biases, atoms and dead latents are no longer special.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 
 from jaxsae import recipes
 from jaxsae.errors import ConfigError
+from jaxsae.objective import Mse, Orthogonality
+from jaxsae.sae import Ctx, Free, Out
 from jaxsae.testing.conformance import assert_close, batches
 
 D, S, K, ROWS = 12, 32, 4, 48
@@ -340,6 +344,19 @@ def test_ortsae_penalises_the_nearest_atom_of_a_random_chunk(chunk):
     assert_close(ours, plain, 2e-5)
 
 
+def test_an_atom_alone_in_its_chunk_costs_nothing():
+    """10 atoms in chunks of 3: the last one has no neighbour, and is none of its own."""
+    W = np.random.default_rng(0).standard_normal((10, D))
+    ctx, nothing = Ctx(jnp.int32(0), jax.random.key(0), {}, {}), [None] * 4
+    order = np.asarray(jax.random.permutation(ctx.rng("orthogonality"), 10))
+    unit, total = W / np.linalg.norm(W, axis=1, keepdims=True), 0.0
+    for members in (order[:3], order[3:6], order[6:9]):
+        cosine = unit[members] @ unit[members].T - 10 * np.eye(3)
+        total += np.sum(cosine.max(1) ** 2)
+    out = Out(None, {"W_dec": jnp.asarray(W, jnp.float32)}, *nothing, Free(10, D))
+    np.testing.assert_allclose(Orthogonality(chunk=3)(out, ctx), total / 10, rtol=1e-5)
+
+
 def test_orthogonality_at_every_fifth_step_weighs_five_times_as_much():
     recipe = recipes.ortsae(D, S, K, every=5, k_aux=6, **DEAD)
     data, seen = batches(6, d=D), []
@@ -357,7 +374,7 @@ def test_orthogonality_at_every_fifth_step_weighs_five_times_as_much():
 @pytest.mark.parametrize("softness", [0.0, 0.5])
 def test_the_controller_reaches_its_target(softness):
     """A code whose L0 falls with the weight of its penalty: the weight settles where L0 is the target."""
-    from jaxsae.sae import Ctx, L0Controller
+    from jaxsae.sae import L0Controller
 
     controller = L0Controller(rate=0.02, start=3, softness=softness)
     own = controller.init(100)
@@ -384,6 +401,17 @@ def test_the_controller_reaches_its_target(softness):
             lambda: recipes.matryoshka_random(D, S, target_l0=64),
             "target L0 must lie between 0 and d_sae = 32",
         ),
+        (
+            lambda: replace(recipes.matryoshka_random(D, S, target_l0=8), encoder=recipes.topk(D, S, K).encoder),
+            "target L0 of 8 cannot be met by rows that keep at most 4",
+        ),
+        (
+            lambda: replace(recipes.matryoshka_random(D, S, target_l0=8), terms=(Mse(),)),
+            "no term is weighed by it",
+        ),
+        (lambda: recipes.batch_topk(D, S, K, k_aux=0), "k_aux must be at least 1, found 0"),
+        (lambda: recipes.ortsae(D, S, K, chunk=1), "chunk must be at least 2, found 1"),
+        (lambda: recipes.ortsae(D, S, K, every=0), "every must be at least 1, found 0"),
     ],
 )
 def test_impossible_recipes_are_refused_when_built(make, message):

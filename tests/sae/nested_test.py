@@ -205,3 +205,5 @@ def test_a_scalar_may_be_annealed_in_one_program():
     assert l0 == [8, 7, 6, 5, 4, 4]
     with pytest.raises(ConfigError, match="cannot anneal 'kk'"):
         dataclasses.replace(recipe, annealed=(("kk", Anneal()),))
+    with pytest.raises(ConfigError, match="annealed k starts at 12, which does not fit the 8 candidates"):
+        dataclasses.replace(recipe, annealed=(("k", Anneal(3.0, steps=4)),))
