@@ -29,8 +29,10 @@ def abs_topk(
         z = the k entries of pre largest in |pre|, with their sign, the rest 0      xhat = z W_dec + b_dec
 
     One proximal gradient step on the l0-constrained problem; no relu anywhere.  Dead latents are those with z = 0, and
-    AuxK ranks them by |pre|.  The form is that of the paper; its training details were not checked against code, so
-    everything else is that of `topk`.
+    AuxK ranks them by |pre|.
+
+    Certainty: the form is that of the paper; its training details were not checked against code, so everything else is
+    that of `topk`.
 
     Expect: on data whose coefficients have both signs (testbed S5) one atom per axis, where TopK needs two that point
     opposite ways; on non-negative data (S1) no difference.  Metrics that test z > 0 see half of such a coder: ask for

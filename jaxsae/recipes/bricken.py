@@ -34,7 +34,8 @@ def bricken(
     warm-ups are dictionary_learning's.  The paper counts a latent dead after 12,500 steps of 8,192 rows, here the
     tokens of these; set it to about half of the distance between two resamplings.
 
-    Expect: dead latents come back after each resampling, at a short rise of the loss; shrinkage as with every L1.
+    Expect: dead latents come back after each resampling, at a short rise of the loss (testbed S1); shrinkage as with
+    every L1.
 
     Args:
         d_in: width of the activations.

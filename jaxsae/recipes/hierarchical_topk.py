@@ -31,7 +31,8 @@ def hierarchical_topk(
 
     J is 1..K, or every `every`-th of them.  Residuals are walked one latent at a time: memory grows with B * E + B * K,
     not with K reconstructions.  The paper states the objective with the plain squared error; the division by the
-    variance, the AuxK term (optional there) and the optimiser are those of `topk`.
+    variance, the AuxK term (optional there) and the optimiser are those of `topk`.  Inference: K best per row, fewer by
+    `sae.at_k`, or a threshold averaged over training.
 
     Expect: explained variance against the k kept at inference (`sae.at_k`) on or above the envelope of TopK coders
     trained at each k (testbed S1).

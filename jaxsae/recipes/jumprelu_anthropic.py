@@ -39,7 +39,8 @@ def jumprelu_anthropic(
     as a threshold of 0.1, as OpenMOSS does.  Ours: atoms start as random directions of norm 1/sqrt(3), the mean norm of
     the uniform draw there; and the share at the start is at most one half, for dictionaries of fewer than 20,000.
 
-    Expect: few dead latents, FVU at or below that of `jumprelu` at equal L0, and no long wait before L0 falls.
+    Expect: few dead latents, FVU at or below that of `jumprelu` at equal L0 (testbed S1), and no long wait before L0
+    falls.
 
     Args:
         d_in: width of the activations.

@@ -39,7 +39,8 @@ def jumprelu_tanh_quad(
     factor 0.1) and of its trainer's configuration (c = 4, s = 0.01, 500 steps and 10 % of warm-up).  Ours: atoms start
     at norm 1/sqrt(3) and W_enc at W_dec^T, where it searches a grid for the best norm; Adam clips at 1.
 
-    Expect: a smaller share of latents that are on in more than 10 % of the rows than with `jumprelu_anthropic`.
+    Expect: a smaller share of latents that are on in more than 10 % of the rows than with `jumprelu_anthropic`
+    (testbed S1).
 
     Args:
         d_in: width of the activations.

@@ -29,8 +29,10 @@ def k_sparse(
 
     No relu: where fewer than k entries are positive, negative ones are kept.  k falls linearly from `k_start` to k over
     the first part of the run, so that all latents are trained before they compete.  k is an array below the capacity
-    `k_start`: annealing compiles nothing anew.  The paper's example goes from 100 to 15 over the first half of the
-    epochs and trains by gradient descent with momentum; Adam and its rate are ours.
+    `k_start`: annealing compiles nothing anew.
+
+    Uncertain: the paper's example goes from 100 to 15 over the first half of the epochs and trains by gradient descent
+    with momentum, as its text is reported elsewhere; Adam and its rate are ours.
 
     Inference: the alpha k largest, alpha about 1 to 3, as `sae.at_k(exported, 3 * k)`: the paper classifies from them.
 

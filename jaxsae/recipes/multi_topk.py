@@ -33,6 +33,8 @@ def multi_topk(
     L(n) is the variance-normalised error with the n best latents of each row; one encoding, one ranked list, two points
     of one decode.  Everything else as in `topk`; metrics and AuxK see the reconstruction with k latents.
 
+    Inference: k best per row, any other number by `sae.at_k`, or a threshold averaged over training.
+
     Expect: FVU improves when more than k latents are kept at inference (`sae.at_k`), where plain TopK gets worse beyond
     its own k; slightly worse at k itself (testbed S1).
 

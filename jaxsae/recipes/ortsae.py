@@ -34,9 +34,11 @@ def ortsae(
         L = L_BatchTopK + gamma mean_i ( max over j != i of cos(d_i, d_j) )^2,     j in the random chunk of i
 
     New chunks of at most `chunk` atoms are drawn at every step, so the cost is linear in d_sae.  Cosines are signed.
-    Everything else as in `batch_topk`, on whose code the paper builds.  The paper's loss has the squared error as its
-    mean over entries in the code it starts from and its sum in the text; gamma 0.25 was not checked against released
-    code, so compare its size with that of the reconstruction term of your data.
+    Everything else as in `batch_topk`, on whose code the paper builds.  Inference: a threshold, as there.
+
+    Uncertain: the paper's loss has the squared error as its mean over entries in the code it starts from and its sum in
+    the text; gamma 0.25 was not checked against released code, so compare its size with that of the reconstruction
+    term of your data.
 
     Expect: mean nearest-neighbour cosine, absorption and composition below BatchTopK (testbeds S2, S3) at a slightly
     worse FVU.
