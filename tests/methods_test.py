@@ -32,9 +32,30 @@ def test_changes_are_read_off_the_recipe():
     assert "rule AfaRule" in changes(RECIPES["top_afa"], RECIPES["topk"])
 
 
+def test_options_of_the_same_selector_are_changes_too():
+    assert changes(RECIPES["abs_topk"], RECIPES["topk"]) == "selector Rank(signed=True)"
+
+
 def test_what_was_seen_comes_from_the_experiments(tmp_path):
-    file = tmp_path / "science.json"
-    file.write_text('{"rows": [{"recipe": "topk", "claim": "below ReLU", "verdict": "shown"}]}')
-    assert seen(file) == {"topk": "below ReLU: shown"}
-    assert "below ReLU: shown" in page(file)
+    """Written by the code that `jaxsae science` writes with."""
+    from jaxsae.science import finding
+    from jaxsae.science import page as science
+
+    arms = {"ours": {"recipe": "abs_topk"}}
+    found = [finding("below ReLU", ("ours", [1.0, 1.0]), ("theirs", [2.0, 2.1]), facts=f) for f in ({}, arms)]
+    tried = [{"setting": {}, "verdict": "shown", "findings": [f._asdict() for f in found]}]
+    failed = [{"setting": {}, "verdict": "not shown", "findings": [], "problem": "no run near"}]
+    base = {"paper": "", "claim": "", "bed": "S1", "seeds": [0], "seconds": 1.0, "verdict": ""}
+    records = [
+        {**base, "id": "A2", "method": "topk", "tried": tried},
+        {**base, "id": "A6", "method": "batch_topk", "tried": failed},
+    ]
+    science.write(tmp_path, records, science.circumstances("jaxsae science", 1.0))
+    saw = seen(tmp_path / "science.json")
+    assert saw["topk"] == "A2: below ReLU: shown (1.1, spread 0.071)"
+    assert saw["abs_topk"] == saw["topk"]
+    assert saw["batch_topk"] == "A6: not shown (no run near)"
+    text = page(tmp_path / "science.json")
+    assert saw["topk"] in text
+    assert text.count("no study of its own") == len(RECIPES) - 3
     assert seen(tmp_path / "missing.json") == {}

@@ -49,6 +49,14 @@ WHEN: dict[str, str] = {
     "jumprelu_anthropic": "a threshold per latent with few dead latents",
     "jumprelu_tanh_quad": "a threshold per latent where dense latents must go",
     "p_anneal": "an L1 coder nearer to L0, without thresholds to learn",
+    "abs_topk": "features with two directions; metrics must look at each sign by itself",
+    "k_sparse": "codes as features of a classifier; small tied coders",
+    "multi_topk": "more latents at inference than trained for, up to the multiple",
+    "hierarchical_topk": "one coder for every k up to K (`sae.at_k`)",
+    "msae": "one coder at every sparsity up to dense, as for embeddings",
+    "matryoshka": "hierarchies of features, less absorption; any prefix is a coder (`sae.at_prefix`)",
+    "matryoshka_random": "as matryoshka, without choosing the prefixes, and latents sorted by importance",
+    "ortsae": "atoms that must not merge or duplicate each other",
 }
 
 
@@ -74,11 +82,19 @@ def changes(recipe: Recipe, plain: Recipe) -> str:
         ours, theirs = _slot(recipe, slot), _slot(plain, slot)
         if type(ours) is not type(theirs) and ours is not None:
             found.append(f"{slot} {type(ours).__name__}")
+        elif slot == "selector" and (switches := _switches(ours, theirs)):
+            found.append(f"{slot} {type(ours).__name__}({switches})")
     for slot in ("terms", "trackers", "transforms"):
         known = {tag_of(m) for m in getattr(plain, slot)}
         new = [type(m).__name__ for m in getattr(recipe, slot) if tag_of(m) not in known]
         found += [f"{slot} {', '.join(new)}"] if new else []
     return "; ".join(found) or "none"
+
+
+def _switches(ours: Any, theirs: Any) -> str:
+    """Yes-or-no options in which two members of one class differ, as ours has them."""
+    mine = vars(ours).items() if ours is not None else ()
+    return ", ".join(f"{n}={v}" for n, v in mine if isinstance(v, bool) and v != getattr(theirs, n))
 
 
 def _slot(recipe: Recipe, slot: str) -> Any:
@@ -99,16 +115,23 @@ def _paragraph(doc: str, label: str) -> str:
 
 
 def seen(path: pathlib.Path) -> dict[str, str]:
-    """Recipe name -> what the miniature experiments showed; empty before they have run."""
+    """Recipe name -> what its study showed, as `jaxsae science` wrote it; empty before it has run.
+
+    A finding counts for the recipe of the side that the claim favours, or for the study's method where it names none.
+    """
     if not path.exists():
         return {}
-    stored: Any = json.loads(path.read_text())
-    rows: list[dict] = (stored.get("rows") or stored.get("results") or []) if isinstance(stored, dict) else stored
     found: dict[str, list[str]] = {}
-    for row in rows:
-        for name in [row["recipe"]] if "recipe" in row else row.get("recipes", []):
-            found.setdefault(name, []).append(f"{row.get('claim', '')}: {row.get('verdict', '')}".strip(": "))
-    return {name: "; ".join(texts) for name, texts in found.items()}
+    for study in json.loads(path.read_text())["studies"]:
+        first = study["tried"][0]
+        if not first["findings"]:
+            found.setdefault(study["method"], []).append(f"{study['id']}: {first['verdict']} ({first['problem']})")
+        for f in first["findings"]:
+            side: Any = f["facts"].get(f["better"][0], {})
+            name = side.get("recipe", study["method"]) if isinstance(side, dict) else study["method"]
+            text = f"{study['id']}: {f['claim']}: {f['verdict']} ({f['effect']:.2g}, spread {f['spread']:.2g})"
+            found.setdefault(name, []).append(text)
+    return {name: "; ".join(texts).replace("|", "\\|") for name, texts in found.items()}
 
 
 def page(science: pathlib.Path) -> str:
@@ -117,7 +140,8 @@ def page(science: pathlib.Path) -> str:
     columns = ("method", "what", "changes", "path", "inference", "use", "source", "what we saw")
     lines = [HEAD, "| " + " | ".join(columns) + " |", "| " + " --- |" * len(columns)]
     for name, recipe in sorted(recipes.items()):
-        row = {**facts(name, recipe, recipes["topk"]), "what we saw": saw.get(name, "not yet measured")}
+        none = "no study of its own" if saw else "not yet measured"
+        row = {**facts(name, recipe, recipes["topk"]), "what we saw": saw.get(name, none)}
         lines.append("| " + " | ".join(row[c] for c in columns) + " |")
     return "\n".join([*lines, ""])
 
