@@ -109,13 +109,14 @@ def sort_pairs(values: jax.Array, indices: jax.Array, tiling: Tiling) -> tuple[j
     offsets = jnp.searchsorted(latent, jnp.arange(tiles + 1, dtype=jnp.int32) * latents).astype(jnp.int32)
     chunks = batch * k // CHUNK + 2  # a step reads the block in which it begins, be it empty, and the next
     block = lambda a: jnp.pad(a, (0, chunks * CHUNK - batch * k)).reshape(chunks, 1, CHUNK)  # noqa: E731
-    place = latent % latents * (tiling.registers * SUBLANES)
+    place = latent % latents * SUBLANES
     return offsets, jnp.concatenate([block(token), block(place)], axis=2), block(value)
 
 
 def _walk(first, stop, start, meta, value, rows, sums, carry):
     """Adds pairs first..stop-1 of one block whose first pair is `start`; carry: (sum per register, its latent)."""
     registers = rows.shape[-1] // LANES
+    apart = sums.shape[0] // registers
 
     def one(at, carry):
         total, latent = carry
@@ -126,7 +127,7 @@ def _walk(first, stop, start, meta, value, rows, sums, carry):
             jnp.where(fresh, 0.0, total[r]) + v * row[:, r * LANES : (r + 1) * LANES] for r in range(registers)
         )
         for r in range(registers):
-            sums[pl.ds(pl.multiple_of(place + r * SUBLANES, SUBLANES), SUBLANES), :] = total[r]
+            sums[pl.ds(pl.multiple_of(place + r * apart, SUBLANES), SUBLANES), :] = total[r]
         return total, place
 
     def several(step, carry):
@@ -142,7 +143,7 @@ def _walk(first, stop, start, meta, value, rows, sums, carry):
 
 
 def accumulate(offsets, blocks, rows, sums, scratch, tile):
-    """Fills `sums` [latents * registers * 8, 128] with the gradient of one tile of latents.
+    """Fills `sums` [registers * latents * 8, 128] with the gradient of one tile of latents.
 
     The two blocks of pairs that the grid has prefetched hold an ordinary tile; where one latent is named so often that
     they do not, the rest is copied block by block.
@@ -177,10 +178,11 @@ def groups(sums, tiling: Tiling, width: int, use) -> None:
     """Calls use(first latent, blocks) for eight latents at a time, in the form of an ordinary [latents, E] tile.
 
     `blocks` lists (first column, columns, [8, columns] f32) and leaves out the padding beyond `width`.  Sublane s,
-    register r and lane l of a sum hold column s * tiling.columns / 8 + r * 128 + l.
+    register r and lane l of a sum hold column s * tiling.columns / 8 + r * 128 + l.  The registers of a latent lie
+    apart, so that latents are eight sublanes from each other: a load with a longer stride is split into many.
     """
 
-    stride = tiling.registers * SUBLANES
+    apart = tiling.latents * SUBLANES
 
     def group(g, _):
         blocks = []
@@ -189,8 +191,8 @@ def groups(sums, tiling: Tiling, width: int, use) -> None:
                 column = s * (tiling.columns // SUBLANES) + r * LANES
                 wide = min(LANES, width - column)
                 if wide > 0:
-                    start = g * SUBLANES * stride + r * SUBLANES + s
-                    blocks.append((column, wide, sums[pl.ds(start, SUBLANES, stride=stride), :][:, :wide]))
+                    start = r * apart + g * SUBLANES * SUBLANES + s
+                    blocks.append((column, wide, sums[pl.ds(start, SUBLANES, stride=SUBLANES), :][:, :wide]))
         use(pl.multiple_of(g * SUBLANES, SUBLANES), blocks)
         return 0
 
@@ -204,8 +206,8 @@ def columns(sums, tiling: Tiling, width: int, use) -> None:
             column = s * (tiling.columns // SUBLANES) + r * LANES
             wide = min(LANES, width - column)
             if wide > 0:
-                start = r * SUBLANES + s
-                found = sums[pl.ds(start, tiling.latents, stride=tiling.registers * SUBLANES), :]
+                start = r * tiling.latents * SUBLANES + s
+                found = sums[pl.ds(start, tiling.latents, stride=SUBLANES), :]
                 use(column, wide, found.T[:wide])
 
 
