@@ -5,19 +5,15 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import jax
 from jax.custom_batching import sequential_vmap
 
-from jaxsae.kernels._dispatch import Implementation, Shape
+from jaxsae.kernels._chip import objection
+from jaxsae.kernels._dispatch import Implementation
 
 
 def implementation(run: Callable) -> Implementation:
     """How an op announces a kernel: on TPUs, with a jax whose Pallas it is written for."""
-    return Implementation(run, platforms=("tpu",), refuse=_refuse)
-
-
-def _refuse(shape: Shape, dtype: str) -> str | None:
-    return None if jax.__version_info__ >= (0, 10) else f"needs jax 0.10 or later, found {jax.__version__}"
+    return Implementation(run, platforms=("tpu",), refuse=lambda shape, dtype: objection(dtype))
 
 
 def module(op: str) -> ModuleType:

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES, SUBLANES = 128, 8
+from jaxsae.kernels._chip import LANES, SUBLANES
+
 #: Bytes of rows on their way while a token is summed: enough to cover the latency of HBM at 1 to 3 TB/s.
 IN_FLIGHT = 1 << 20
 #: Entries (token, j) of one grid step: the copies in flight drain once per step, so it must last far longer than that.

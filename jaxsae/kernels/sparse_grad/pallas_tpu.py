@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES, SUBLANES = 128, 8
+from jaxsae.kernels._chip import LANES, SUBLANES, vmem_bytes_here
+
 ROW = LANES * SUBLANES
 #: Latents per grid step; as many as lanes, so that a transposed block is whole registers.
 LATENTS = 128
@@ -33,10 +34,10 @@ RESIDENT = 0.6
 
 
 def vmem_bytes() -> int:
-    """VMEM of one core of the chip being compiled for; the smallest of them where that is not known."""
+    """VMEM of one core of the chip being compiled for; the smallest of them where there is none, in the interpreter."""
     try:
-        return pltpu.get_tpu_info().vmem_capacity_bytes
-    except Exception:  # interpreted on a CPU
+        return vmem_bytes_here()
+    except ValueError:
         return 64 << 20
 
 
