@@ -24,7 +24,7 @@ def job(recipe: recipes.Recipe, bed: Any, **options: Any) -> Job:
     return Job(alike(recipe), bed, STEPS, ROWS, **options)
 
 
-def relu_arm(lab: Lab, bed: Any = S1, l0: float = 4.0, values: tuple[float, ...] = (2.0, 4.0, 7.0)) -> Arm:
+def relu_arm(lab: Lab, bed: Any = S1, l0: float = 4.0, values: tuple[float, ...] = (2.0, 3.0, 4.5)) -> Arm:
     """ReLU + L1 (April 2024)."""
     return lab.arm("ReLU + L1", job(recipes.relu_l1(D, S, training_steps=STEPS), bed), "l1_coefficient", values, l0)
 

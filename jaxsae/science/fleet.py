@@ -121,7 +121,7 @@ def train(
     done = 0
     while done < job.steps:
         n = min(BLOCK, job.steps - done)
-        state = jax.block_until_ready(_advance(job, n, pool, state))
+        state = jax.block_until_ready(_advance(job, jnp.int32(n), pool, state))
         done += n
         on_steps(done)
     return Trained(job, keys, truth, state)
@@ -143,17 +143,16 @@ def _start(job: Job, keys: jax.Array, hyper: dict[str, jax.Array]) -> tuple[Any,
     return jax.vmap(of_seed, out_axes=(0, 0, axes))(keys, hyper)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _advance(job: Job, steps: int, pool: Drawn, state: State) -> State:
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _advance(job: Job, steps: jax.Array, pool: Drawn, state: State) -> State:
     axes = job.recipe.over_runs()
     over_settings = jax.vmap(lambda s, b: job.recipe.step(s, b)[0], in_axes=(axes, None), out_axes=axes)
     over_seeds = jax.vmap(over_settings, in_axes=(axes, 0), out_axes=axes)
 
-    def body(state: State, _: None) -> tuple[State, None]:
-        batch = {name: a[:, state.step % a.shape[1]] for name, a in pool.items()}
-        return over_seeds(state, batch), None
+    def body(_: jax.Array, state: State) -> State:
+        return over_seeds(state, {name: a[:, state.step % a.shape[1]] for name, a in pool.items()})
 
-    return jax.lax.scan(body, state, None, length=steps)[0]
+    return jax.lax.fori_loop(0, steps, body, state)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -171,4 +170,5 @@ def _judge(job: Job, k: int | None, keys: jax.Array, truth: Any, state: State) -
 
         return (*jax.vmap(of_run, in_axes=(axes,))(states), drawn["x"], drawn["codes"])
 
-    return Judged(*jax.vmap(of_seed, in_axes=(0, 0, axes))(keys, truth, state), truth)
+    sae, codes, yhat, x, true = jax.vmap(of_seed, in_axes=(0, 0, axes))(keys, truth, state)
+    return Judged(sae, codes, yhat, x, true, truth)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +72,16 @@ WARM = {"lr_warm_up_steps": 0}
 FAMILIES: dict[str, Family] = {
     "topk": (_ranked("topk"), "k", BUDGETS),
     "batch_topk": (_ranked("batch_topk", k_aux=256), "k", BUDGETS),
-    "relu_l1": (_timed("relu_l1"), "l1_coefficient", (7.0, 10.0, 14.0, 20.0)),
+    "relu_l1": (_timed("relu_l1"), "l1_coefficient", (6.0, 9.0, 13.0, 18.0)),
     "hierarchical_topk": (_ranked("hierarchical_topk", every=4), "k", ()),
     "matryoshka": (_ranked("matryoshka", k_aux=256), "k", BUDGETS),
-    "gated": (_penalised("gated", l1_warm_up_steps=20, **WARM), "l1_coefficient", (4.0, 8.0, 16.0, 32.0)),
+    "gated": (_penalised("gated", l1_warm_up_steps=20, **WARM), "l1_coefficient", (2.5, 4.0, 6.0, 9.0)),
     "jumprelu_target_l0": (
         _timed("jumprelu_target_l0", l0_warm_up_steps=20, bandwidth=0.05, start_threshold=0.05, **WARM),
         "target_l0",
         BUDGETS,
     ),
-    "p_anneal": (_timed("p_anneal", sparsity_warm_up_steps=20, **WARM), "sparsity_coefficient", (4.0, 8.0, 16.0, 32.0)),
+    "p_anneal": (_timed("p_anneal", sparsity_warm_up_steps=20, **WARM), "sparsity_coefficient", (0.8, 1.5, 2.5, 4.0)),
     "abs_topk": (_ranked("abs_topk"), "k", BUDGETS),
 }
 #: Baselines, and the number of their latents: as many as the dictionaries have, or as many as there can be.
@@ -134,15 +135,16 @@ def points(folder: Path) -> list[dict[str, Any]]:
 def _parts(name: str, study: Frontier, cache: Any, seed: int, progress: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(label, maker) of each piece of work; a maker gives [(k or None, SAE)] and facts."""
     if name in FITTED:
-        yield "fit", lambda: _fitted(name, study, cache, seed)
+        yield "fit", partial(_fitted, name, study, cache, seed)
         return
     build, sweep, values = FAMILIES[name]
     recipe = replace(build(cache.split("train").d(cache.site(None)), study), lr_schedule=_schedule(study))
-    for value in values or (None,):
+    settings: tuple[float | None, ...] = values or (None,)
+    for value in settings:
         hyper = {"lr": study.lr} | ({} if value is None else {sweep: value})
         label = "all" if value is None else f"{value:g}"
         stage = f"{name} {label} seed {seed}"
-        yield label, lambda hyper=hyper, stage=stage: _trained(recipe, study, cache, seed, hyper, stage, progress)
+        yield label, partial(_trained, recipe, study, cache, seed, hyper, stage, progress)
 
 
 def _schedule(study: Frontier) -> Linear:
@@ -153,18 +155,21 @@ def _trained(
     recipe: recipes.Recipe, study: Frontier, cache: Any, seed: int, hyper: dict, stage: str, progress: Any
 ) -> tuple[list[tuple[int | None, SAE]], dict]:
     source = CacheSource(cache, study.rows, seed=seed)
-    batch = lambda step: {n: jnp.asarray(a, jnp.float32) for n, a in source.batch(step).items()}  # noqa: E731
-    hyper = {n: jnp.asarray(v) for n, v in hyper.items()}
-    state = recipes.init(recipe, jax.random.key(seed), batch(0), (), hyper)
+
+    def batch(step: int) -> dict[str, jax.Array]:
+        return {n: jnp.asarray(a, jnp.float32) for n, a in source.batch(step).items()}
+
+    scalars = {n: jnp.asarray(v) for n, v in hyper.items()}
+    state = recipes.init(recipe, jax.random.key(seed), batch(0), (), scalars)
     began = time.perf_counter()
     for step in range(study.steps):
         state, _ = recipes.step(recipe, state, batch(step))
         if step % 10 == 9:
             progress(stage, step + 1, study.steps)
     jax.block_until_ready(state.step)
-    facts = {"seconds": round(time.perf_counter() - began, 1), "hyper": {n: float(v) for n, v in hyper.items()}}
+    facts = {"seconds": round(time.perf_counter() - began, 1), "hyper": hyper}
     sae = recipe.export(state)
-    if recipe.levels.ranks and "k" not in facts["hyper"]:
+    if recipe.levels.ranks and "k" not in hyper:
         return [(k, at_k(sae, k)) for k in BUDGETS], facts
     return [(None, sae)], facts
 

@@ -13,7 +13,7 @@ from jaxsae.science.fleet import Job, Judged, Trained, train
 from jaxsae.science.measures import MEASURES, Run
 
 #: Learning rates that every arm may choose from, and the seed on which it does; no reported seed is ever tuned on.
-LEARNING_RATES: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+LEARNING_RATES: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
 TUNING_SEED = 1000
 
 

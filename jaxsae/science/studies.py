@@ -100,6 +100,7 @@ def run(lab: Lab, folder: Path, only: Iterable[str] | None = None) -> list[dict[
         if record is None:
             record = {**_record(one, lab), "mark": mark}
             path.write_text(json.dumps(record, indent=1) + "\n")
+            record = json.loads(path.read_text())  # lists for tuples, as a kept one has
         records.append(record)
     return records
 

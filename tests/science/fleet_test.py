@@ -47,7 +47,8 @@ def test_every_measure_that_fits_the_bed_is_a_number(judged):
     for name in MEASURES:
         if name not in ("absorption", "latents_per_axis"):
             assert np.isfinite(arm.values(name)).all(), name
-    fvu = ((judged.x[0] - judged.yhat[0, 1]) ** 2).sum() / ((judged.x[0] - judged.x[0].mean(0)) ** 2).sum()
+    x, yhat = np.asarray(judged.x[0]), np.asarray(judged.yhat[0, 1])
+    fvu = ((x - yhat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
     np.testing.assert_allclose(arm.values("fvu")[0, 1], fvu, rtol=1e-4)
 
 

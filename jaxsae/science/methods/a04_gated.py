@@ -19,7 +19,7 @@ L0 = 4.0
 )
 def run(lab: Lab, setting: dict) -> list[Finding]:
     recipe = gated(D, S, lr_warm_up_steps=0, l1_warm_up_steps=50)
-    ours = lab.arm("Gated", job(recipe, S1), "l1_coefficient", (1.0, 2.0, 4.0, 8.0), L0)
+    ours = lab.arm("Gated", job(recipe, S1), "l1_coefficient", (2.0, 3.0, 4.5), L0)
     theirs = relu_arm(lab, l0=L0)
     return [
         lab.compare("FVU at L0 = 4, below ReLU + L1", ours, theirs, "fvu", L0),

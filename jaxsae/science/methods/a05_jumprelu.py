@@ -24,7 +24,7 @@ WINDOW, START = 0.1, 0.1
 def run(lab: Lab, setting: dict) -> list[Finding]:
     options = {"bandwidth": WINDOW, "start_threshold": START}
     recipe = jumprelu(D, S, log_threshold=False, lr_warm_up_steps=0, l0_warm_up_steps=50, **options)
-    ours = lab.arm("JumpReLU", job(recipe, S1), "l0_coefficient", (0.003, 0.01, 0.03, 0.1), L0)
+    ours = lab.arm("JumpReLU", job(recipe, S1), "l0_coefficient", (0.015, 0.03, 0.06), L0)
     first = lab.compare("FVU at L0 = 4, below ReLU + L1", ours, relu_arm(lab, l0=L0), "fvu", L0)
     targeted = jumprelu_target_l0(D, S, training_steps=STEPS, lr_warm_up_steps=0, l0_warm_up_steps=50, **options)
     targets = (3.0, 4.0, 6.0)

@@ -21,7 +21,7 @@ L0 = 4.0
 def run(lab: Lab, setting: dict) -> list[Finding]:
     options = {"lr_warm_up_steps": 0, "sparsity_warm_up_steps": 50, "training_steps": STEPS}
     annealed, constant = p_anneal(D, S, **setting, **options), p_anneal(D, S, p_end=1.0, **options)
-    values = (1.0, 2.0, 4.0, 8.0)
+    values = (3.0, 4.0, 5.0, 6.0)
     ours = lab.arm(f"p to {setting['p_end']:g}", job(annealed, S1), "sparsity_coefficient", values, L0)
     theirs = lab.arm("p = 1", job(constant, S1), "sparsity_coefficient", values, L0)
     return [lab.compare("FVU at L0 = 4, below constant L1", ours, theirs, "fvu", L0)]
