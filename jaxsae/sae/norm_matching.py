@@ -28,6 +28,7 @@ class AfaRule:
 
     may_miss = True
     per_row = True
+    reads = ()
     axes: ClassVar[dict[str, str]] = {}
     fixed = ()
 

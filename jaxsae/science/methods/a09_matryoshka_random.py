@@ -16,9 +16,10 @@ L0 = 2.0
     "Nabeshima 2024",
     "Parents are absorbed less by their children with random prefixes than with plain ReLU + L1 at equal L0.",
     "S2",
+    settings=({"prefixes": 10}, {"prefixes": 3}, {"prefixes": 10, "permute_every": 50}),
 )
 def run(lab: Lab, setting: dict) -> list[Finding]:
-    recipe = matryoshka_random(D, S, controller_rate=0.0, training_steps=STEPS)
+    recipe = matryoshka_random(D, S, controller_rate=0.0, training_steps=STEPS, **setting)
     ours = lab.arm("Random prefixes", job(recipe, S2), "l1_coefficient", (0.3, 1.0, 3.0, 9.0), L0)
     theirs = relu_arm(lab, S2, L0, (0.5, 1.5, 4.0, 9.0))
     return [
