@@ -94,9 +94,10 @@ def _how(how: Mapping[str, Any]) -> str:
 
 
 def _table(studies: Sequence[Mapping[str, Any]]) -> str:
-    shown = sum(r["verdict"] == "shown" for r in studies)
+    shown, minutes = sum(r["verdict"] == "shown" for r in studies), sum(r["seconds"] for r in studies) / 60
     lines = [
-        f"{shown} of {len(studies)} headlines shown. The first row of each study is its headline.\n",
+        f"{shown} of {len(studies)} headlines shown. The first row of each study is its headline. The studies took "
+        f"{minutes:.0f} minutes in sum, arms that several of them share counted once.\n",
         "| study | claim | testbed | as claimed better | other | effect | spread | s.e. | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -106,7 +107,8 @@ def _table(studies: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"| {r['id']} `{r['method']}` | {r['claim']} | {r['bed']} | | | | | | {r['verdict']} |")
         for i, f in enumerate(findings):
             name = f"**{r['id']}** `{r['method']}`" if i == 0 else ""
-            lines.append(f"| {name} | {f['claim']} | {r['bed'] if i == 0 else ''} | {_numbers(f)} |")
+            claim = f["claim"].replace("|", "\\|")
+            lines.append(f"| {name} | {claim} | {r['bed'] if i == 0 else ''} | {_numbers(f)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from jaxsae.science.fleet import Trained
 from jaxsae.science.lab import Arm, Lab
 from jaxsae.science.studies import study
 
-KS = (3, 6, 10, 16, 24)
+KS = (4, 8, 16, 32, 64)
 
 
 @study(

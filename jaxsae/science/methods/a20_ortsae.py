@@ -16,10 +16,11 @@ L0, KS = 2.5, (1.8, 2.5, 3.4)
     "Korznikov et al. 2025, 2509.22033",
     "Atoms that are kept apart compose fewer features than BatchTopK at equal L0.",
     "S3",
+    # The paper's gamma 0.25 goes with a mean over entries; here the squared error is a sum over D of them.
     settings=(
+        {"orthogonality_coefficient": 0.25 * D},
         {"orthogonality_coefficient": 0.25},
-        {"orthogonality_coefficient": 1.0},
-        {"orthogonality_coefficient": 4.0},
+        {"orthogonality_coefficient": 2.0},
     ),
 )
 def run(lab: Lab, setting: dict) -> list[Finding]:
