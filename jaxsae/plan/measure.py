@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxsae.kernels._dispatch import compiling_for
 from jaxsae.plan.hlo import Collective, collectives
 from jaxsae.recipes import Programs, State
 from jaxsae.typing import Batch
@@ -58,7 +59,9 @@ def measure(programs: Programs, batch: Batch) -> Measured:
     """Compiles `programs.step`, the one that training runs, and reads the result."""
     parts, arrays = _parts(programs.abstract, batch, programs), _arrays(programs.abstract)
     start = time.monotonic()
-    lowered = programs.lower(batch)
+    device = jax.devices()[0] if programs.mesh is None else programs.mesh.devices.flat[0]
+    with compiling_for(device.platform, device.device_kind):  # the kernels that those devices would run
+        lowered = programs.lower(batch)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
