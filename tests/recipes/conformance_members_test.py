@@ -1,22 +1,16 @@
-"""Every registered slot member and every published method goes through the conformance suite."""
+"""Every registered slot member goes through the conformance suite, inside a small recipe."""
 
 import pytest
 
 from jaxsae.testing import conformance
-from jaxsae.testing.members import enrolled, published
+from jaxsae.testing.members import enrolled
 
-MEMBERS, RECIPES = enrolled(), published()
+MEMBERS = enrolled()
 
 
 @pytest.mark.parametrize("tag", MEMBERS)
 def test_member(tag, key):
     conformance.check_member(MEMBERS[tag], key)
-
-
-@pytest.mark.parametrize("check", conformance.FULL, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe(name, check, key):
-    check(RECIPES[name], key)
 
 
 def test_every_kind_of_slot_has_members():
