@@ -83,7 +83,8 @@ def loops(final: str, utilisation: str = "") -> list[Loop]:
         final: text of the dump named `..-final_bundles.txt`.
         utilisation: text of the dump named `..static-per-bundle-utilization.txt`, for `Loop.slots`.
     """
-    depths, heads = [], []
+    depths: list[Any] = []
+    heads: list[Any] = []
     for line in final.splitlines():
         if found := _BUNDLE.match(line):
             _, labels, depth, rest = found.groups()

@@ -46,7 +46,8 @@ def missing() -> str | None:
     """
     if importlib.util.find_spec("libtpu") is None:
         return "libtpu is not installed"
-    if not jax.config.jax_platforms or "tpu" in jax.config.jax_platforms:
+    platforms = getattr(jax.config, "jax_platforms")  # noqa: B009 - an attribute that type stubs lack
+    if not platforms or "tpu" in platforms:
         return "JAX_PLATFORMS must name the platforms to use, without tpu (for example cpu)"
     return None
 

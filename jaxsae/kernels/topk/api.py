@@ -2,11 +2,11 @@
 
 import jax
 
-from jaxsae.kernels._dispatch import Implementation, check_k, choose
+from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.sharded import topk as sharded
 from jaxsae.kernels.topk import reference, segments, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Available = {
     "segments": Implementation(segments.topk, ("tpu",), segments.refuse),
     "xla": xla.topk,
     "reference": reference.topk,

@@ -2,10 +2,10 @@
 
 import jax
 
-from jaxsae.kernels._dispatch import Implementation, check_k, choose
+from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.topk_mask import pallas_tpu, reference, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: Available = {
     "pallas_tpu": Implementation(pallas_tpu.cut, ("tpu",), pallas_tpu.refuse),
     "xla": xla.cut,
     "reference": reference.cut,
