@@ -81,6 +81,8 @@ class Fleet:
         too_many = [v for m in self.members for n, v in m.values if n == "k" and cap is not None and not 0 < v <= cap]
         if too_many:
             raise ConfigError(f"a swept k must lie between 1 and the recipe's k = {cap}, found {too_many[0]}")
+        for member in self.members:  # building a recipe with its values refuses what it would refuse alone
+            replace(self.recipe, hyper=tuple({**hyper, **dict(member.values)}.items()))
 
     # ---------------------------------------------------------------------------------------- the face of a recipe
     @property
