@@ -29,10 +29,11 @@ def _with_sparse_vjp(module: ModuleType) -> Callable:
 
 _FUSED = Implementation(_with_sparse_vjp(pallas_tpu), ("tpu",), pallas_tpu.refuse)
 
+#: In order of preference.  The fused TPU kernel is asked for by name until a device's measured table prefers it.
 IMPLEMENTATIONS: Available = {
-    "pallas_tpu": _FUSED,
     "xla_slabs": Implementation(_with_sparse_vjp(xla_slabs), platforms=("cpu",)),
     "xla": _with_sparse_vjp(xla),
+    "pallas_tpu": _FUSED,
     "reference": reference.encode_topk,
 }
 

@@ -5,9 +5,10 @@ import jax
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.topk_mask import pallas_tpu, reference, xla
 
+#: In order of preference.  The TPU kernel is asked for by name until a device's measured table prefers it.
 IMPLEMENTATIONS: Available = {
-    "pallas_tpu": Implementation(pallas_tpu.cut, ("tpu",), pallas_tpu.refuse),
     "xla": xla.cut,
+    "pallas_tpu": Implementation(pallas_tpu.cut, ("tpu",), pallas_tpu.refuse),
     "reference": reference.cut,
 }
 
