@@ -61,9 +61,9 @@ def test_temporary_memory_does_not_grow_with_the_latents(chip):
     assert slope < 4 * 512, used
 
 
-def test_the_dispatch_takes_the_kernel_where_the_program_is_for_a_tpu():
+def test_the_kernel_runs_by_name_where_the_program_is_for_a_tpu():
     def run(x, W, b, b_pre, dead):
-        return encode_topk(x, W, b, b_pre, None, dead, 8)
+        return encode_topk(x, W, b, b_pre, None, dead, 8, implementation="pallas_tpu")
 
     with compiling_for("tpu", "TPU v5 lite"):
         text = tpu_aot.compile_for("v5e", run, *shapes(64, 128, 2048, jnp.bfloat16)).as_text()
