@@ -47,7 +47,7 @@ def feature_choice(
     m_j < 1 a latent gets a row in some batches only.  Codes are dense, which costs [B, d_sae] memory, and columns are
     ranked, so this is a method for small dictionaries or for a last phase.  Inference: one threshold per latent, the
     average of its smallest kept score.  It is biased up (an average of extremes), so the frozen coder is sparser than
-    k: with 48 rows per batch, m = 6 and k = 4 the tests see a mean L0 of about 3.5 (see `tests/sae/columns_test.py`).
+    k, the more so the fewer rows a batch has (`tests/sae/columns_test.py` shows the direction).
 
     Expect: about no dead latents at large d_sae (testbed S1), where `topk` without AuxK has many.
 
