@@ -20,7 +20,7 @@ def test_help_lists_the_options(name, capsys):
     status, out, _ = call(capsys, *name.split(), "--help")
     assert status == 0
     assert f"jaxsae {name}" in out
-    assert "required" not in out.lower() or name in ("train", "eval", "report", "convert")
+    assert "required" not in out.lower() or name in ("train", "eval", "report", "convert", "plan")
 
 
 def test_the_front_page_names_every_command(capsys):
@@ -37,6 +37,12 @@ WRONG = {
     "eval": (["nowhere"], "there is no run and no dictionary at"),
     "report": (["nowhere"], "there is no run and no dictionary at"),
     "convert": (["nowhere", "there", "--to", "sae_lens"], "nowhere"),
+    "plan": (["nowhere.yaml"], "'nowhere.yaml' cannot be read"),
+    "science": (["--only", "A99"], "there is no study of 'A99'"),
+    "science frontier": (["--only", "topkk"], "the frontier has no family 'topkk'"),
+    "bench train": (["--shape", "nonsense"], "no shape 'nonsense'; possible: A, B, C"),
+    "bench kernels": (["--shape", "nonsense"], "no shape 'nonsense'; possible: A, B, C"),
+    "bench methods": (["--only", "nonsense"], "no method 'nonsense'"),
     "doctor": (["--config", "nowhere.yaml"], "'nowhere.yaml' cannot be read"),
     "bench stream": (["--config", "nowhere.yaml"], "'nowhere.yaml' cannot be read"),
 }
@@ -78,7 +84,7 @@ def test_config_files_that_do_not_fit(text, message, capsys, tmp_path):
 
 def test_unknown_commands_get_a_hint(capsys):
     assert "did you mean 'train'" in call(capsys, "trian")[2]
-    assert "possible: bench stream" in call(capsys, "bench")[2]
+    assert "possible: bench kernels" in call(capsys, "bench")[2]
 
 
 def test_it_runs_as_a_module():

@@ -48,6 +48,7 @@ class ScienceFrontier:
         from jaxsae.science import frontier, page, picture
         from jaxsae.train.run_dir import write_atomic
 
+        frontier.check_names(self.only)
         began = time.perf_counter()
         config = HarvestConfig(tokens=self.tokens, heldout_fraction=0.07, batch_size=8)
         host = config.load_host()

@@ -93,6 +93,17 @@ def names() -> tuple[str, ...]:
     return (*FAMILIES, *FITTED)
 
 
+def check_names(only: tuple[str, ...]) -> None:
+    """Refuses families that the study does not have.
+
+    Raises:
+        ConfigError: the name, and the nearest one.
+    """
+    for name in only:
+        if name not in names():
+            raise ConfigError(f"the frontier has no family {name!r}{closest(name, names())}")
+
+
 def run(
     study: Frontier,
     cache: Any,
@@ -114,9 +125,7 @@ def run(
     Raises:
         ConfigError: no such family.
     """
-    for name in only:
-        if name not in names():
-            raise ConfigError(f"the frontier has no family {name!r}{closest(name, names())}")
+    check_names(only)
     folder.mkdir(parents=True, exist_ok=True)
     for seed in study.seeds:
         for name in only or names():

@@ -92,9 +92,9 @@ def run(lab: Lab, folder: Path, only: Iterable[str] | None = None) -> list[dict[
     Raises:
         ConfigError: no such study.
     """
+    studies, records = chosen(only), []
     folder.mkdir(parents=True, exist_ok=True)
-    records = []
-    for one in chosen(only).values():
+    for one in studies.values():
         path, mark = folder / f"{one.id}.json", _mark(one, lab)
         record = _kept(path, mark)
         if record is None:
