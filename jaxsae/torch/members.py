@@ -34,7 +34,8 @@ from jaxsae.sae import (
 from jaxsae.sae.norms import EPS
 
 SIZES = {"d_in", "d_sae", "d_out"}
-STARTS = {"start", "init_norm"}  # where training begins: of no consequence here
+# Where training begins: of no consequence here.
+STARTS = {"start", "init_norm", "start_scale", "start_share", "start_above"}
 OPTIONS: dict[str, dict[type, set[str]]] = {
     "norm": {NoNorm: set(), RowNorm: {"ddof", "restore"}, RowLength: {"restore"}},
     "encoder": {Affine: {"b_pre"}, Gated: {"b_pre"}},
