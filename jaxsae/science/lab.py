@@ -74,10 +74,6 @@ class Arm:
             )
         return float(np.interp(np.log(l0), np.log(np.maximum(l0s[order], 1e-3)), values[order]))
 
-    def rejudged(self, k: int) -> "Arm":
-        """The same dictionaries with k latents kept per row at inference."""
-        return Arm(f"{self.name}, k = {k} at inference", self.trained, self.trained.judge(k), self.facts)
-
 
 def tuning(sweep: dict[str, Sequence[float]]) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Seeds and sweep of a tuning fleet: the same seed for every learning rate.

@@ -209,7 +209,6 @@ REST = (
     check_sharded_equals_whole,
     check_permutes,
 )
-FULL = (*QUICK, *REST)
 
 
 def assert_close(a: Any, b: Any, tolerance: float) -> None:

@@ -6,7 +6,7 @@ checkpoints and anybody's own loop take one where they take a recipe.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -42,8 +42,8 @@ class Member:
 class Fleet:
     """Many runs of one recipe, stepped together.
 
-    A run whose loss or parameters stop being finite is stopped where it last was finite; the others go on, and every
-    other number of theirs is what it would have been alone.
+    A run whose loss or gradient stops being finite is stopped where it was before that step; the others go on, and
+    every number of theirs is what it would have been alone.
 
     Args:
         recipe: the method; its k, if swept, is the largest one.
@@ -71,16 +71,13 @@ class Fleet:
         names = [sorted(n for n, _ in m.values) for m in self.members]
         if any(n != names[0] for n in names):
             raise ConfigError("all members of a fleet must set the same scalars; give every one its value")
-        hyper, cap = dict(self.recipe.hyper), _capacity(self.recipe)
+        hyper = dict(self.recipe.hyper)
         for name in names[0]:
             if name not in hyper:
                 raise ConfigError(
                     f"{name!r} cannot be swept within one program of recipe {self.recipe.name!r}"
                     f"{closest(name, hyper)}; scalars that can: {', '.join(sorted(hyper))}"
                 )
-        too_many = [v for m in self.members for n, v in m.values if n == "k" and cap is not None and not 0 < v <= cap]
-        if too_many:
-            raise ConfigError(f"a swept k must lie between 1 and the recipe's k = {cap}, found {too_many[0]}")
         for member in self.members:  # building a recipe with its values refuses what it would refuse alone
             replace(self.recipe, hyper=tuple({**hyper, **dict(member.values)}.items()))
 
@@ -125,7 +122,8 @@ class Fleet:
 
         def one(state: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
             new, metrics = self.recipe.step(state, batch, frozen)
-            alive = alive & jnp.isfinite(metrics["loss"]) & _all_finite(new.params)
+            # A gradient that is no number, or too large for one, would spoil parameters that are still sound.
+            alive = alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
             pair = _stepless(new), _stepless(state)  # the step is shared: it must not be batched
             kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), *pair)
             return replace(kept, step=new.step), metrics, alive
@@ -174,17 +172,8 @@ def _stepless(states: State) -> State:
     return replace(states, step=nothing)
 
 
-def _all_finite(params: Params) -> jax.Array:
-    """[] bool.  One sum per leaf, and not a comparison of every entry: any nan or infinity makes it no number."""
-    return jnp.isfinite(sum(jnp.sum(jnp.abs(a)) for a in params.values() if jnp.issubdtype(a.dtype, jnp.floating)))
-
-
 def _best() -> str:
     return "scan" if jax.default_backend() == "cpu" else "vmap"
-
-
-def _capacity(recipe: Recipe) -> int | None:
-    return getattr(getattr(recipe.encoder, "selector", None), "cap", None)
 
 
 def _dtype(default: Any) -> Any:
@@ -239,9 +228,9 @@ def _lists(sweep: Sequence[str]) -> dict[str, list[float]]:
     return lists
 
 
-def largest_k(config: Any, members: Sequence[Mapping | Member]) -> Any:
+def largest_k(config: Any, members: Sequence[Member]) -> Any:
     """The recipe's configuration with k set to the largest swept one: the static capacity all members fit in."""
-    found = [v for m in members for n, v in getattr(m, "values", ()) if n == "k"]
+    found = [v for m in members for n, v in m.values if n == "k"]
     if not found or not any(f.name == "k" for f in dataclasses.fields(config)):
         return config
     return replace(config, k=int(max(found)))

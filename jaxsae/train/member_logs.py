@@ -33,7 +33,7 @@ class MemberLogs:
             if members["alive"][i] > 0:
                 lines.write({**when, **{name: values[i] for name, values in members.items() if name != "alive"}})
             else:
-                lines.write({**when, "kind": "event", "event": "stopped: the loss or the parameters are not finite"})
+                lines.write({**when, "kind": "event", "event": "stopped: the loss or the gradient is not finite"})
                 self._ended[i] = True
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ def test_lines_of_a_sweep():
 def test_what_cannot_be_swept_is_refused_with_what_can():
     with pytest.raises(ConfigError, match=r"'d_sae' cannot be swept.*lr"):
         Fleet(RECIPE, (Member(0, (("d_sae", 64),)),))
-    with pytest.raises(ConfigError, match="k = 6, found 7"):
+    with pytest.raises(ConfigError, match="k = 7 does not fit the 6 candidates"):
         Fleet(RECIPE, (Member(0, (("k", 7),)),))
     with pytest.raises(ConfigError, match="same scalars"):
         Fleet(RECIPE, (Member(0, (("k", 4),)), Member(1)))
