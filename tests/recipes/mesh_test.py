@@ -64,7 +64,7 @@ def test_all_meshes_agree(name, shape, alone):
 
 
 def test_gradients_in_bf16_agree_where_steps_need_not():
-    """Adam's first move is the sign of a gradient, and one that is nearly 0 rounds to either sign: so one gradient here.
+    """Adam's first move is the sign of a gradient, and one that is nearly 0 rounds to either sign: so one gradient.
 
     One bf16 rounding is 4e-3 of a number.
     """
