@@ -76,5 +76,5 @@ def test_no_kernel_has_grown(case):
 
 
 def test_the_documentation_shows_the_committed_table():
-    page = (pathlib.Path(bundles.__file__).parents[2] / "docs" / "kernels.md").read_text()
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
     assert page.split("<!-- bundles -->")[1].split("<!-- /bundles -->")[0].strip() == bundles.markdown()
