@@ -110,10 +110,9 @@ def loss_recovered(
     sums = np.zeros((len(documents), 8))  # 4 losses, 3 divergences, count
     for start in range(0, len(data.tokens), batch_windows):
         part = slice(start, start + batch_windows)
-        tokens, length = (padded(a[part], batch_windows) for a in (data.tokens, data.length))
-        out = _batch(host.model, site, replace_from, host.params, sae, jnp.asarray(mean, jnp.float32), tokens, length)
-        out = np.asarray(out, np.float64)[: len(where[part])]
-        np.add.at(sums, where[part], out)
+        tokens, length = (jnp.asarray(padded(a[part], batch_windows)) for a in (data.tokens, data.length))
+        found = _batch(host.model, site, replace_from, host.params, sae, jnp.asarray(mean, jnp.float32), tokens, length)
+        np.add.at(sums, where[part], np.asarray(found, np.float64)[: len(where[part])])
         progress("cross-entropy", min(start + batch_windows, len(data.tokens)), len(data.tokens))
     numbers = _numbers(sums.sum(0))
     bad = [n for n in ("clean_ce", "sae_ce", "mean_ce", "zero_ce") if not math.isfinite(numbers[n])]
@@ -141,20 +140,52 @@ def entry(site: str, n_layers: int) -> str:
     return Site(at.layer, at.point if at.point in RESIDUAL else before).name
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _batch(
     model: Any, site: str, first: int, params: Any, sae: SAE, mean: jax.Array, tokens: jax.Array, length: jax.Array
 ) -> jax.Array:
-    """Sums over the counted tokens of each window: [B, 8] = four losses, three divergences, count."""
+    """Sums over the counted tokens of each window: [B, 8] = four losses, three divergences, count.
+
+    Three programs, so that the host's two are compiled once for all dictionaries.
+    """
+    stream, x = _before(model, site, params, tokens)
+    return _after(model, site, first, params, stream, x, _reconstruct(sae, x), mean, tokens, length)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _before(model: Any, site: str, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The residual stream that all variants share, and the activations at the site, both [B, T, D]."""
+    start = entry(site, model.n_layers)
+    taps = model.run(params, tokens, taps=(start, site), logits=False).taps
+    B, T = tokens.shape
+    return taps[start], taps[site].reshape(B, T, -1).astype(jnp.float32)
+
+
+@jax.jit
+def _reconstruct(sae: SAE, x: jax.Array) -> jax.Array:
+    return sae(x)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _after(
+    model: Any,
+    site: str,
+    first: int,
+    params: Any,
+    stream: jax.Array,
+    x: jax.Array,
+    xhat: jax.Array,
+    mean: jax.Array,
+    tokens: jax.Array,
+    length: jax.Array,
+) -> jax.Array:
+    """The sums of `_batch`, from what the dictionary made of the site's activations."""
     B, T = tokens.shape
     start, last = entry(site, model.n_layers), Site(model.n_layers - 1, "resid_post").name
-    stream = model.run(params, tokens, taps=(start,), logits=False).taps[start]
     replaced = (jnp.arange(T) >= first)[None, None, :, None]
+    other = jnp.stack([x, xhat.astype(x.dtype), jnp.broadcast_to(mean[None, None], x.shape), jnp.zeros_like(x)])
 
     def edit(act: jax.Array) -> jax.Array:
         act = act.reshape(4, B, T, -1)
-        x = act[0].astype(jnp.float32)
-        other = jnp.stack([x, sae(x), jnp.broadcast_to(mean[None, None], x.shape), jnp.zeros_like(x)])
         return jnp.where(replaced, other.astype(act.dtype), act).reshape(4 * B, T, -1)
 
     many = lambda a: jnp.tile(a, (4, 1, 1))  # noqa: E731

@@ -17,7 +17,7 @@ from jaxsae.data import CacheSource
 from jaxsae.errors import ConfigError, closest
 from jaxsae.evals import EvalConfig, evaluate, fit_baseline
 from jaxsae.objective import Linear
-from jaxsae.sae import SAE, at_k
+from jaxsae.sae import SAE, Bias, DatasetNorm, NoNorm, at_k
 
 #: L0s aimed at; methods with a k take them as they are.
 BUDGETS = (8, 16, 32, 64)
@@ -33,7 +33,7 @@ class Frontier:
         d_sae: latents of every dictionary (PCA and ICA: at most the width).
         steps: updates.
         rows: rows of a batch; steps * rows is the token budget.
-        lr: peak learning rate of every method; constant, then linearly to 0 over the last fifth.
+        lr: peak learning rate of every method; constant, then linearly to 0 over the last fifth; see `alike`.
         seeds: of initial weights and batches.
         eval_rows: held-out rows for FVU and L0.
         ce_tokens: held-out tokens for loss recovered.
@@ -147,7 +147,8 @@ def _parts(name: str, study: Frontier, cache: Any, seed: int, progress: Any) -> 
         yield "fit", partial(_fitted, name, study, cache, seed)
         return
     build, sweep, values = FAMILIES[name]
-    recipe = replace(build(cache.split("train").d(cache.site(None)), study), lr_schedule=_schedule(study))
+    d = cache.split("train").d(cache.site(None))
+    recipe = alike(build(d, study), d, study)
     settings: tuple[float | None, ...] = values or (None,)
     for value in settings:
         hyper = {"lr": study.lr} | ({} if value is None else {sweep: value})
@@ -156,8 +157,17 @@ def _parts(name: str, study: Frontier, cache: Any, seed: int, progress: Any) -> 
         yield label, partial(_trained, recipe, study, cache, seed, hyper, stage, progress)
 
 
-def _schedule(study: Frontier) -> Linear:
-    return Linear(0, study.steps // 5, study.steps)
+def alike(recipe: recipes.Recipe, d: int, study: Frontier) -> recipes.Recipe:
+    """The recipe with what all families share: schedule, start of b_dec, and rows scaled by one constant.
+
+    A run is too short to learn the mean of the activations, which would hide what the families differ in.
+    """
+    return replace(
+        recipe,
+        lr_schedule=Linear(0, study.steps // 5, study.steps),
+        norm=DatasetNorm() if isinstance(recipe.norm, NoNorm) else recipe.norm,
+        readout=Bias(d, start="geometric_median"),
+    )
 
 
 def _trained(
