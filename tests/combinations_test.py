@@ -9,12 +9,7 @@ from jaxsae.testing.combinations import check, choices, every_cell, pairwise, re
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "combinations.md"
 
 
-def _pairs():
-    """The cells in which every two members meet; every sixth runs by default, the others are marked slow."""
-    return [c if i % 6 == 0 else pytest.param(c, marks=pytest.mark.slow) for i, c in enumerate(pairwise())]
-
-
-@pytest.mark.parametrize("cell", _pairs(), ids=lambda c: "-".join(c[:3]))
+@pytest.mark.parametrize("cell", pairwise(), ids=lambda c: "-".join(c[:3]))
 def test_pairs(cell):
     """Every two members meet in some cell, and what is built also works."""
     assert check(cell) == "works" or refused(cell)

@@ -6,10 +6,10 @@ the recipe or one of its members, with the reason.  `python -m jaxsae.testing.co
 every cell and writes the table; a file of results beside it lets an interrupted run go on.
 """
 
+import argparse
 import itertools
 import json
 import pathlib
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -127,7 +127,8 @@ def check(cell: Cell) -> str:
 
     recipe = build(cell)
     data = conformance.batches(2, rows=24)
-    state, step = jax.jit(recipe.init)(jax.random.key(0), data[0]), jax.jit(recipe.step)
+    # Not under jit: op by op, the small programs of `init` are shared by all cells.
+    state, step = recipe.init(jax.random.key(0), data[0]), jax.jit(recipe.step)
     start = state.params
     for i in range(STEPS):
         state, metrics = step(state, data[i % 2])
@@ -219,12 +220,12 @@ def _short(tag: str) -> str:
     return tag.split(".")[1]
 
 
-def main(path: str, seconds: float = float("inf")) -> None:
+def main(page: str, seconds: float = float("inf")) -> None:
     """Runs what has not run yet, for so long, and writes the page.
 
     Cells run in a fixed random order, so that a page written early is a fair sample; it says how many are missing.
     """
-    notes, cells, end = pathlib.Path(path).with_suffix(".json"), every_cell(), time.monotonic() + seconds
+    notes, cells, end = pathlib.Path(page).with_suffix(".json"), every_cell(), time.monotonic() + seconds
     known: dict[str, str] = json.loads(notes.read_text()) if notes.exists() else {}
     order = np.random.default_rng(0).permutation(len(cells))
     for done, i in enumerate(order):
@@ -232,12 +233,15 @@ def main(path: str, seconds: float = float("inf")) -> None:
         if name not in known and time.monotonic() < end:
             known[name] = check(cells[i])
             notes.write_text(json.dumps(known, indent=0, sort_keys=True))
-        if done % 20 == 19:
+        if done % 100 == 99:
             print(f"{done + 1} of {len(cells)}", flush=True)
             jax.clear_caches()
     named = {cell: "|".join((*cell[:3], *cell.terms)) for cell in cells}
-    pathlib.Path(path).write_text(table({cell: known[name] for cell, name in named.items() if name in known}))
+    pathlib.Path(page).write_text(table({cell: known[name] for cell, name in named.items() if name in known}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(float, sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", help="the page to write, docs/combinations.md; its results lie beside it as .json")
+    parser.add_argument("seconds", nargs="?", type=float, default=float("inf"), help="stop running cells after so long")
+    main(**vars(parser.parse_args()))
