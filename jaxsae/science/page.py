@@ -1,12 +1,15 @@
 """The Markdown page and the JSON file of what was run; no number in them is typed by hand."""
 
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 #: Packages whose versions the results depend on.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn")
@@ -44,8 +47,9 @@ every number comes from `science.json` and `frontier.json` beside it.
 
 How to read the table. All arms of a study share truth, data and random keys seed by seed. Every arm takes the
 learning rate, out of {rates}, that gives it the least FVU on a seed that is not reported, and the same schedule and
-number of steps. Sparsity is matched: a measure is read off at the same mean L0, between the two settings of a small
-sweep around it. **Effect** is the mean over seeds of the paired difference, positive when it is as claimed;
+number of steps. Sparsity is matched: a measure is read off at the same mean L0, linearly in log L0 between the two
+settings of a small sweep around it (at the nearest setting where that L0 lies up to 2 % outside). **Effect** is the
+mean over seeds of the paired difference, positive when it is as claimed;
 **spread** is the sample standard deviation over seeds of that difference; **s.e.** is spread / sqrt(seeds). A claim is
 **shown** where effect > 2 spread, **contrary** where effect < -2 spread, **not shown** otherwise. Where a study's own
 setting does not show the headline, its other settings were run too, and all of them are listed below the table; the
@@ -158,10 +162,45 @@ def _frontier(frontier: Mapping[str, Any]) -> str:
 
 {n} points of {families} families and baselines on {frontier["data"]}: d_sae {s["d_sae"]}, {s["steps"]} steps of
 {s["rows"]} rows ({s["steps"] * s["rows"]:,} tokens) for every trained family, learning rate {s["lr"]:g} for all of
-them (not tuned), the same schedule; FVU and L0 on {s["eval_rows"]:,} held-out rows, loss recovered (against mean
-ablation) on about {s["ce_tokens"]:,} held-out tokens. Bars are the sample standard deviation over seeds. Methods at so
-small a budget are far from converged: this ranks them at this budget, not in general. Data:
-[frontier.json](frontier.json).
+them (not tuned), the same schedule, b_dec from the geometric median, rows scaled by one constant; FVU and L0 on
+{s["eval_rows"]:,} held-out rows, loss recovered (against mean ablation) on about {s["ce_tokens"]:,} held-out tokens.
+Bars are the sample standard deviation over seeds. Methods at so small a budget are far from converged: this ranks them
+at this budget, not in general. Data: [frontier.json](frontier.json).
+
+{_frontier_table(frontier["points"])}
 
 {_how(frontier["run"])}
 """
+
+
+#: L0s at which the frontiers are read off.
+AT = (16, 32)
+
+
+def _frontier_table(points: Sequence[Mapping[str, Any]]) -> str:
+    """Per family, FVU and loss recovered at `AT`: mean and sample standard deviation over seeds."""
+    heads = [f"{what} at L0 = {l0}" for l0 in AT for what in ("FVU", "loss recovered")]
+    lines = [f"| family | {' | '.join(heads)} | dead share |", "| --- |" + " --- |" * (len(heads) + 1)]
+    for family in dict.fromkeys(p["family"] for p in points):
+        ours = [p for p in points if p["family"] == family]
+        seeds = [[p for p in ours if p["seed"] == n] for n in sorted({p["seed"] for p in ours})]
+        cells = [_over([_read_off(s, n, l0) for s in seeds]) for l0 in AT for n in ("fvu", "loss_recovered_mean")]
+        dead = _over([max(p["dead_share"] for p in s) for s in seeds])
+        lines.append(f"| {family} | {' | '.join(cells)} | {dead} |")
+    note = "Read off on straight lines in (log L0, log value); a dash where a family was not measured on both sides."
+    return "\n".join([*lines, "", f"{note} Dead share: the most of a family's settings."])
+
+
+def _read_off(points: Sequence[Mapping[str, Any]], name: str, l0: float) -> float:
+    """NaN where a value is not positive: such a frontier has no logarithm."""
+    from jaxsae.evals.frontier import at_l0
+
+    if any(p["l0"] <= 0 or p[name] <= 0 for p in points):
+        return math.nan
+    return at_l0(np.array([p["l0"] for p in points]), np.array([p[name] for p in points]), l0)
+
+
+def _over(values: Sequence[float]) -> str:
+    if not np.all(np.isfinite(values)):
+        return "–"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
