@@ -1,6 +1,8 @@
 """What compiling the step tells: whether it fits, memory by part, collectives."""
 
+import pathlib
 import re
+import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,13 +65,13 @@ def measure(programs: Programs, batch: Batch) -> Measured:
     with compiling_for(device.platform, device.device_kind):  # the kernels that those devices would run
         lowered = programs.lower(batch)
     try:
-        compiled = lowered.compile()
+        compiled, text = _compile(lowered, device.platform)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         why = " ".join(str(e).split())
         return Measured(False, _demand(why), parts, seconds=time.monotonic() - start, why=why[:300], arrays=arrays)
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory = compiled.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = getattr(memory, "peak_memory_in_bytes", 0) or kept + memory.temp_size_in_bytes
     cost = compiled.cost_analysis() or {}
@@ -85,6 +87,21 @@ def measure(programs: Programs, batch: Batch) -> Measured:
         kernels=len(re.findall(r'custom_call_target="tpu_custom_call"', text)),
         arrays=arrays,
     )
+
+
+def _compile(lowered: Any, platform: str) -> tuple[Any, str]:
+    """The program, and its text after optimisation.
+
+    A TPU compiler writes the text itself: jaxlib cannot read back every program of a newer libtpu (where v6e's gathers
+    go to the SparseCore, it refuses their asynchronous updates).
+    """
+    if platform != "tpu":
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        texts = sorted(pathlib.Path(folder).glob("*.after_optimizations.txt"))
+        return compiled, texts[0].read_text() if texts else compiled.as_text()
 
 
 def _demand(why: str) -> int:
