@@ -1,9 +1,11 @@
 """docs/methods.md names every published method and says of each what the recipe says."""
 
 import pathlib
+import re
 
 import pytest
 
+import jaxsae
 from jaxsae.testing.members import published
 from jaxsae.testing.methods import changes, facts, page, seen
 
@@ -60,3 +62,17 @@ def test_what_was_seen_comes_from_the_experiments(tmp_path):
     assert saw["topk"] in text
     assert text.count("no study of its own") == len(RECIPES) - 3
     assert seen(tmp_path / "missing.json") == {}
+
+
+@pytest.mark.parametrize("folder", ["recipes", "objective", "sae"])
+def test_docstrings_name_papers_and_not_their_sections_or_equations(folder):
+    """Numbers of sections and equations were never checked against the papers, and differ between their versions."""
+    for path in (pathlib.Path(jaxsae.__file__).parent / folder).glob("*.py"):
+        found = re.findall(r"\beq\. ?\d|[Ss]ections? [\dA-Z]\b|\bappendix [A-Z]\b|\d{4}, A\.\d", path.read_text())
+        assert not found, f"{path.name}: {found}"
+
+
+def test_what_was_not_checked_against_a_source_is_said():
+    """Of methods whose constants were not: the table has a note."""
+    for name in ("relu_l1", "gated", "jumprelu", "jumprelu_anthropic", "p_anneal", "ortsae", "adaptive_k"):
+        assert facts(name, RECIPES[name], RECIPES["topk"])["source"], name

@@ -45,11 +45,13 @@ class Matched(NamedTuple):
         latent: [M] int, the latent given to each matched true atom.
         atom: [M] int, those true atoms; M = min(F, S), all of them where there are enough latents.
         cosine: [M] of the pairs.
+        atoms: F, how many true atoms there are.
     """
 
     latent: np.ndarray
     atom: np.ndarray
     cosine: np.ndarray
+    atoms: int
 
     @property
     def mean(self) -> float:
@@ -57,8 +59,8 @@ class Matched(NamedTuple):
         return float(self.cosine.mean())
 
     def recovered(self, cutoff: float = 0.9) -> float:
-        """Share of the matched atoms whose latent has a cosine above `cutoff`."""
-        return float((self.cosine > cutoff).mean())
+        """Share of all true atoms whose latent has a cosine above `cutoff`; one without a latent is not recovered."""
+        return float((self.cosine > cutoff).sum() / self.atoms)
 
 
 def match(atoms: np.ndarray, W_dec: np.ndarray, signed: bool = True) -> Matched:
@@ -74,7 +76,7 @@ def match(atoms: np.ndarray, W_dec: np.ndarray, signed: bool = True) -> Matched:
     cos = cosines(atoms, W_dec)
     cos = cos if signed else np.abs(cos)
     atom, latent = linear_sum_assignment(cos, maximize=True)
-    return Matched(latent, atom, cos[atom, latent])
+    return Matched(latent, atom, cos[atom, latent], len(cos))
 
 
 def absorption_rate(

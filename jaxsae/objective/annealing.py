@@ -21,7 +21,7 @@ TINY = 1e-12
 @register("tracker.p_anneal")
 @dataclass(frozen=True)
 class PAnneal:
-    """The exponent p of `PNorm` and the factor that keeps its scale (Karvonen et al. 2024, 2408.00113, section 3.2).
+    """The exponent p of `PNorm` and the factor that keeps its scale (Karvonen et al. 2024, 2408.00113).
 
     p is `p_start` up to step `first`; then it takes `updates` values, equally spaced from p_start to p_end, at equally
     spaced steps from `first` to `last`; a run of `last` steps ends before the last of them, so p_end is approached and

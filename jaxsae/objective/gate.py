@@ -16,7 +16,7 @@ from jaxsae.sae.records import Ctx, Out
 @register("term.gate_l1")
 @dataclass(frozen=True)
 class GateL1:
-    """sum_j relu(score_j), sum over latents, mean over B (Rajamanoharan et al. 2024a, 2404.16014, eq. 8).
+    """sum_j relu(score_j), sum over latents, mean over B (Rajamanoharan et al. 2024a, 2404.16014).
 
     The score is the gate's pre-activation.  Not the codes: these would shrink, which the gate is there to avoid.  With
     `by_norm` each is weighted by the norm of its atom, as SAELens does.
@@ -44,10 +44,11 @@ class GateL1:
 @register("term.gate_aux")
 @dataclass(frozen=True)
 class GateAux:
-    """||y - (relu(score) sg(W_dec) + sg(b_dec))||^2, sum over E, mean over B (2404.16014, eq. 8; sg: stop gradient).
+    """||y - (relu(score) sg(W_dec) + sg(readout))||^2, sum over E, mean over B (2404.16014; sg: stop gradient).
 
-    Trains the gate and whatever it is made of.  Atoms and decoder bias are detached, so that the path that no one uses
-    at inference does not train them; W_enc, and b_dec through the centring of the input, do get its gradient.
+    Trains the gate and whatever it is made of.  Atoms and readout (b_dec, and x W_skip where there is a linear path)
+    are detached, so that the path that no one uses at inference does not train them; W_enc, and b_dec through the
+    centring of the input, do get its gradient.
     """
 
     coefficient: str = ""
@@ -62,4 +63,5 @@ class GateAux:
         stopped = jax.lax.stop_gradient(out.p)
         W = out.D.atoms(stopped)
         through = jnp.dot(jax.nn.relu(pre.score).astype(W.dtype), W, preferred_element_type=jnp.float32)
-        return jnp.sum((out.rows.y - stopped["b_dec"][None] - through) ** 2, axis=1)
+        base = stopped["b_dec"][None] if out.readout is None else out.readout.base(stopped, out.rows.x)
+        return jnp.sum((out.rows.y - base - through) ** 2, axis=1)

@@ -83,7 +83,7 @@ class Mse:
 class NormalisedMse:
     """sum_B,E (y - yhat)^2 / sum_B,E (y - mean_B y)^2: the fraction of variance unexplained of this batch.
 
-    With the constant 1/var(x) of Gao et al. 2024 (section 2.1) taken on the batch itself; levels as in `Mse`.
+    With the constant 1/var(x) of Gao et al. 2024 taken on the batch itself; levels as in `Mse`.
     """
 
     coefficient: str = ""
@@ -161,7 +161,7 @@ class L1:
 @register("term.auxk")
 @dataclass(frozen=True)
 class AuxK:
-    """How badly the k_aux best dead latents model what the live ones leave over (Gao et al. 2024, A.2).
+    """How badly the k_aux best dead latents model what the live ones leave over (Gao et al. 2024).
 
         e = stop_gradient(y - yhat)     e_hat = z_dead @ W_dec (no bias)
         L = sum_B,E (e - e_hat)^2 / sum_B,E (e - mean_B e)^2,   0 when no latent is dead

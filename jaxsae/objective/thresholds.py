@@ -29,7 +29,7 @@ def counted(out: Out, ctx: Ctx, kernel: Kernel, to_pre: bool) -> jax.Array:
 @register("term.l0_step")
 @dataclass(frozen=True)
 class L0Step:
-    """sum_j 1(pre_j > theta_j), sum over latents, mean over B (Rajamanoharan et al. 2024b, 2407.14435, eq. 9).
+    """sum_j 1(pre_j > theta_j), sum over latents, mean over B (Rajamanoharan et al. 2024b, 2407.14435).
 
     Its gradient reaches the thresholds alone, unless `to_pre`.
     """

@@ -22,7 +22,7 @@ def bricken(
     bfloat16: bool = False,
     average_decay: float | None = None,
 ) -> Recipe:
-    """ReLU autoencoder with L1, unit atoms and resampling of dead latents (Bricken et al. 2023, appendix).
+    """ReLU autoencoder with L1, unit atoms and resampling of dead latents (Bricken et al. 2023).
 
         z = relu((x - b_dec) W_enc + b_enc)      xhat = z W_dec + b_dec      L = ||x - xhat||^2 + lambda sum_j z_j
 

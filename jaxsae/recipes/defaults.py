@@ -9,5 +9,8 @@ def lr_rule(d_sae: int) -> float:
 
 
 def aux_latents(k_aux: int | None, d_in: int, d_sae: int) -> int:
-    """k_aux, or the power of two nearest to d_in / 2 (Gao et al. 2024, A.2); at most d_sae."""
-    return min(d_sae, k_aux or 2 ** round(math.log2(max(d_in / 2, 1))))
+    """k_aux, or the power of two nearest to d_in / 2 (Gao et al. 2024); at most d_sae.
+
+    0 stays 0: a term that revives no latent is refused when the recipe is built.
+    """
+    return min(d_sae, 2 ** round(math.log2(max(d_in / 2, 1))) if k_aux is None else k_aux)

@@ -19,7 +19,7 @@ def gated(
     bfloat16: bool = False,
     average_decay: float | None = None,
 ) -> Recipe:
-    """Gated autoencoder (Rajamanoharan et al. 2024, 2404.16014, section 3): one path decides, another measures.
+    """Gated autoencoder (Rajamanoharan et al. 2024, 2404.16014): one path decides, another measures.
 
         q = (x - b_dec) W_enc      g = q + b_gate      m = q exp(r_mag) + b_mag      z = 1(g > 0) relu(m)
         L = ||x - xhat||^2 + lambda sum_j relu(g_j) + ||x - relu(g) sg(W_dec) - sg(b_dec)||^2

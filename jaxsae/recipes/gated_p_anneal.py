@@ -27,7 +27,7 @@ def gated_p_anneal(
     average_decay: float | None = None,
     training_steps: int = 0,
 ) -> Recipe:
-    """Gated autoencoder with p-annealing of its gate (Karvonen et al. 2024, 2408.00113, section 3.2).
+    """Gated autoencoder with p-annealing of its gate (Karvonen et al. 2024, 2408.00113).
 
         L = ||x - xhat||^2 + lambda c_t sum_j relu(g_j)^p_t + ||x - relu(g) sg(W_dec) - sg(b_dec)||^2
 

@@ -22,7 +22,7 @@ def jumprelu(
     bfloat16: bool = False,
     average_decay: float | None = None,
 ) -> Recipe:
-    """JumpReLU autoencoder with a penalty on L0 itself (Rajamanoharan et al. 2024, 2407.14435, sections 3 and 4).
+    """JumpReLU autoencoder with a penalty on L0 itself (Rajamanoharan et al. 2024, 2407.14435).
 
         z_j = pre_j 1(pre_j > theta_j)      pre = x W_enc + b_enc      xhat = z W_dec + b_dec
         L = ||x - xhat||^2 + lambda sum_j 1(pre_j > theta_j)

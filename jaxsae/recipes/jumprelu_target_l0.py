@@ -1,4 +1,4 @@
-"""JumpReLU that steers its mean L0 to a target: the trainer of dictionary_learning, after 2407.14435, appendix."""
+"""JumpReLU that steers its mean L0 to a target: the trainer of dictionary_learning, after 2407.14435."""
 
 from jaxsae.objective import Linear, Mse, TargetL0
 from jaxsae.optim import Adam, Precision

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from jaxsae.objective import Linear, RowNormalisedMse
+from jaxsae.objective import Constant, Cosine, RowNormalisedMse
 from jaxsae.optim import Adam, Precision
 from jaxsae.recipes.recipe import Recipe
 from jaxsae.recipes.registry import published
@@ -17,7 +17,6 @@ def msae(
     weighting: Literal["uniform", "reversed"] = "uniform",
     soft_cap: float | None = None,
     lr: float = 1e-4,
-    lr_decay_fraction: float = 0.2,
     dead_after_tokens: int = 10_000_000,
     bfloat16: bool = False,
     average_decay: float | None = None,
@@ -31,8 +30,9 @@ def msae(
     a is uniform (UW) or h, h-1, ..., 1 (RW, most weight on the sparsest level).  The levels are over the ranks of each
     row, not over prefixes of latents (`matryoshka`).  cap(v) = c tanh(v / c) is off by default, as in the authors'
     configuration.  b_dec starts at the mean; the mean in the denominator is that of the batch, where the authors
-    subtract that of the data set beforehand.  Adam with eps 6.25e-10, gradient norm clipped at 1, rate down to 0 over
-    the last fifth.  Codes are dense: the cost is that of one dense decode per level and one sort of the codes.
+    subtract that of the data set beforehand.  Adam with eps 6.25e-10, gradient norm clipped at 1, the rate falls to
+    0 over the whole run by half a cosine.  Codes are dense: the cost is that of one dense decode per level and one sort
+    of the codes.
 
     Inference: all positive latents, or the k best for any k (`sae.at_k`).
 
@@ -46,11 +46,10 @@ def msae(
         weighting: of the levels.
         soft_cap: c of the cap (30 in the authors' class); None for no cap.
         lr: peak learning rate.
-        lr_decay_fraction: share of the run, at its end, over which the rate falls linearly to 0.
         dead_after_tokens: a latent silent for so many tokens is reported as dead.
         bfloat16: compute the large products in bf16.
         average_decay: evaluate and export a running mean of the weights; None for the last ones.
-        training_steps: length of the run, needed by the decay.
+        training_steps: length of the run, needed by the decay; 0 for a constant rate.
 
     Example:
         >>> msae(d_in=16, d_sae=100, k=16, weighting="reversed").levels
@@ -60,7 +59,6 @@ def msae(
     while counts[-1] < d_sae and k > 0:
         counts.append(min(2 * counts[-1], d_sae))
     weights = tuple(float(len(counts) - i) for i in range(len(counts))) if weighting == "reversed" else ()
-    decay = round(lr_decay_fraction * training_steps)
     return Recipe(
         name="msae",
         encoder=PreSelect(
@@ -73,7 +71,7 @@ def msae(
         trackers=(Fired(),),
         hyper=(("lr", lr), ("dead_after_tokens", dead_after_tokens)),
         optimizer=Adam(0.9, 0.999, eps=6.25e-10),
-        lr_schedule=Linear(0, decay, training_steps),
+        lr_schedule=Cosine(training_steps) if training_steps else Constant(),
         precision=Precision("bfloat16" if bfloat16 else "float32"),
         average_decay=average_decay,
     )

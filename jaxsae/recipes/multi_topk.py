@@ -26,7 +26,7 @@ def multi_topk(
     average_decay: float | None = None,
     training_steps: int = 0,
 ) -> Recipe:
-    """Multi-TopK (Gao et al. 2024, 2406.04093, section 5.3 "Progressive recovery").
+    """Multi-TopK (Gao et al. 2024, 2406.04093): trained at k and at a multiple of it, usable in between.
 
         L = L(k) + L(4k) / 8 + (1/32) L_aux
 

@@ -24,7 +24,7 @@ def p_anneal(
     average_decay: float | None = None,
     training_steps: int = 0,
 ) -> Recipe:
-    """ReLU autoencoder whose L1 penalty turns into an Lp^p penalty (Karvonen et al. 2024, 2408.00113, section 3.2).
+    """ReLU autoencoder whose L1 penalty turns into an Lp^p penalty (Karvonen et al. 2024, 2408.00113).
 
         z = relu((x - b_dec) W_enc + b_enc)      L = ||x - xhat||^2 + lambda c_t sum_j z_j^p_t
 

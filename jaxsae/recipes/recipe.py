@@ -180,7 +180,7 @@ class Recipe:
         ctx, p = ctx.with_rows(rows), self.precision.leaves(p)
         sel = self.encoder.encode(p, self.precision.rows(rows.x), self.dictionary, ctx, self.want, fused)
         nothing: Any = None
-        out = Out(rows, p, sel, nothing, nothing, nothing, self.dictionary, self.levels)
+        out = Out(rows, p, sel, nothing, nothing, nothing, self.dictionary, self.levels, self.readout)
         sse, err = self.levels.read(out, rows.y - self.readout.base(p, rows.x), ctx)
         return out._replace(level_sse=sse, err=err, yhat=rows.y - err)
 
@@ -208,6 +208,8 @@ class Recipe:
         metrics["mse"] = mean(sse, mask)
         metrics["fvu"] = jnp.sum(sse * mask) / jnp.maximum(variance, TINY)
         metrics["l0"] = mean(out.sel.codes.l0(), mask)
+        if out.sel.near is not None:
+            metrics["threshold_window_share"] = mean(out.sel.near, mask)
         if 1 < out.level_sse.shape[1] <= LOGGED_LEVELS:
             per_level = jnp.sum(out.level_sse * mask[:, None], axis=0) / jnp.maximum(variance, TINY)
             metrics.update({f"fvu_level_{r}": value for r, value in enumerate(per_level)})

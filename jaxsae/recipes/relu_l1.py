@@ -29,6 +29,9 @@ def relu_l1(
     their transpose, biases at 0; no pre-encoder bias, no resampling.  lambda rises over the first 5 % of the run, the
     learning rate falls to 0 over the last 20 %.  Inference: as trained (a threshold at 0).
 
+    Uncertain: the form is that of dictionary_learning's trainer of the same name; the constants (lambda, norms of the
+    start, warm-up, rate and its decay) were not checked against the update's text line by line.
+
     Expect: a monotone frontier of FVU against L0 as lambda moves, above that of TopK and JumpReLU (testbed S1), and
     shrinkage (relative reconstruction bias below 1).
 

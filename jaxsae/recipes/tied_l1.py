@@ -17,7 +17,7 @@ def tied_l1(
     bfloat16: bool = False,
     average_decay: float | None = None,
 ) -> Recipe:
-    """One matrix for both ways and an L1 penalty (Cunningham et al. 2023, 2309.08600, section 2).
+    """One matrix for both ways and an L1 penalty (Cunningham et al. 2023, 2309.08600).
 
         z = relu(x M^T + b)      xhat = z M      L = ||x - xhat||^2 + alpha ||z||_1
 

@@ -24,7 +24,7 @@ def topk(
     average_decay: float | None = None,
     training_steps: int = 0,
 ) -> Recipe:
-    """TopK sparse autoencoder with AuxK (Gao et al. 2024, 2406.04093, sections 2.3 and A.2).
+    """TopK sparse autoencoder with AuxK (Gao et al. 2024, 2406.04093).
 
         pre = (x - b_dec) W_enc + b_enc      z = relu(TopK_k(pre))      xhat = z W_dec + b_dec
         L = ||x - xhat||^2 / var(x) + (1/32) L_aux

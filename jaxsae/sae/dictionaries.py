@@ -69,7 +69,7 @@ class Unit:
     """W_dec [S, E] with rows of norm 1.
 
     Before the optimiser the gradient loses its component along each atom; after the step rows are renormalised,
-    because Adam's per-coordinate scaling brings a parallel part back (Bricken et al. 2023; Gao et al. 2024, A.1).
+    because Adam's per-coordinate scaling brings a parallel part back (Bricken et al. 2023; Gao et al. 2024).
     """
 
     d_sae: int

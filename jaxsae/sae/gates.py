@@ -29,9 +29,8 @@ class Gated:
     """q = (x - b_pre) W_enc; on where q + b_gate > 0, worth relu(q exp(r_mag) + b_mag) (Rajamanoharan et al. 2024a).
 
     Takes the selector `Relu`, which tests the gate and rectifies the magnitude.  The gate learns from the terms
-    `GateL1` and `GateAux`.  Its inference form is an ordinary affine encoder with thresholds (2404.16014, section 3.2
-    and appendix): with W = W_enc exp(r_mag), b = b_mag, q + b_gate > 0 is x W + b > b_mag - exp(r_mag) b_gate, exactly
-    so in real arithmetic.
+    `GateL1` and `GateAux`.  Its inference form is an ordinary affine encoder with thresholds: with W = W_enc exp(r_mag)
+    and b = b_mag, q + b_gate > 0 is x W + b > b_mag - exp(r_mag) b_gate, exactly so in real arithmetic.
     """
 
     d_in: int

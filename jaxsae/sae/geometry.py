@@ -22,7 +22,7 @@ def unit(w: jax.Array, eps: float = 1e-12) -> jax.Array:
 def remove_parallel(g: jax.Array, w: jax.Array) -> jax.Array:
     """The part of each row of g that is orthogonal to the row of w: g - (g.u) u with u = w/||w||.
 
-    Keeps a step along the unit sphere from being spent on length (Bricken et al. 2023; Gao et al. 2024, A.1).
+    Keeps a step along the unit sphere from being spent on length (Bricken et al. 2023; Gao et al. 2024).
     """
     u = unit(w)
     return g - jnp.sum(g * u, axis=-1, keepdims=True) * u
@@ -31,7 +31,7 @@ def remove_parallel(g: jax.Array, w: jax.Array) -> jax.Array:
 def geometric_median(x: jax.Array, iterations: int = 64, eps: float = 1e-6) -> jax.Array:
     """The point with the least summed distance to the rows of x, by Weiszfeld's iteration from the mean.
 
-    Gao et al. 2024 (2406.04093), A.1 initialise the pre-encoder bias with it: unlike the mean it ignores a few
+    Gao et al. 2024 (2406.04093) initialise the pre-encoder bias with it: unlike the mean it ignores a few
     enormous rows.
 
     Args:

@@ -2,7 +2,7 @@
 
 A step has no useful derivative, but its *expectation over rows* has one: d/dtheta E[1(pre > theta)] = -p(theta), the
 density of pre at the threshold, which a kernel of bandwidth eps estimates from the rows near it (Rajamanoharan et al.
-2024b, 2407.14435, section 4 and appendix A).  With u = (pre - theta) / eps and a kernel K of integral 1:
+2024b, 2407.14435).  With u = (pre - theta) / eps and a kernel K of integral 1:
 
     step(pre, theta) = 1(pre > theta)         d/dtheta = -K(u) / eps           d/dpre = 0
     jump(pre, theta) = pre 1(pre > theta)     d/dtheta = -theta K(u) / eps     d/dpre = 1(pre > theta)
@@ -123,6 +123,9 @@ class JumpRelu:
     Adam moves a leaf by about lr a step, so a log threshold moves by the *factor* exp(lr) a step and a plain one by lr:
     where thresholds have far to go from a small start, choose the plain one, or a larger start.
 
+    A training step logs `threshold_window_share`, the share of pre-activations within half a bandwidth of their
+    threshold: only these move it, so at a share near 0 thresholds stand still.
+
     Args:
         start: threshold at the start, in units of pre.
         log: train log(threshold), which keeps it positive.
@@ -157,7 +160,9 @@ class JumpRelu:
         theta = self.theta(p)
         value = jump(pre.value, theta[None], ctx.hyper["bandwidth"], self.kernel, self.to_pre)
         aux = dead_candidates(pre, ctx, want)
-        return Selection(DenseCodes(value), aux=aux, pre=pre if want.pre else None, theta=theta)
+        inside = jnp.abs(pre.value - theta[None]) < ctx.hyper["bandwidth"] / 2
+        near = jnp.mean(inside.astype(jnp.float32), axis=1)
+        return Selection(DenseCodes(value), aux=aux, pre=pre if want.pre else None, theta=theta, near=near)
 
     def frozen(self, p: Params, track: PyTree, hyper: Params, D: Dictionary, form: str) -> tuple[Threshold, Params]:
         """The learned thresholds as they are: the inference form is exact."""

@@ -27,7 +27,7 @@ BLOCKS = 16
 @register("levels.by_prefix")
 @dataclass(frozen=True)
 class ByPrefix:
-    """Level r uses the first `lengths[r]` latents (Matryoshka, Bussmann et al. 2025, 2503.17547, section 3).
+    """Level r uses the first `lengths[r]` latents (Matryoshka, Bussmann et al. 2025, 2503.17547).
 
     The selection has been made once, over all latents.  `bias_level` adds a level that uses none.  The order of
     latents has a meaning: it is the order of the levels.

@@ -48,6 +48,7 @@ class Selection(NamedTuple):
     aux: SparseCodes | None = None  # the best among dead latents
     pre: Pre | None = None  # only if wanted
     theta: jax.Array | None = None  # [S] learned threshold
+    near: jax.Array | None = None  # [B] share of latents so near their learned threshold that it gets a gradient
 
 
 class Out(NamedTuple):
@@ -61,6 +62,7 @@ class Out(NamedTuple):
     yhat: jax.Array  # [B, E]
     D: Any  # the dictionary member; out.D.atoms(out.p) are its atoms
     levels: Any = None  # the levels member: weights and shares of the nested reconstructions
+    readout: Any = None  # the readout member; out.readout.base(out.p, out.rows.x) is added to the decoded codes
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,20 @@ class BatchRule:
     def keep(self, p: Params, score: jax.Array, x: jax.Array, ctx: Ctx, full: bool):
         """Mask of kept entries; arguments as `RowRule.keep`."""
         mask = ctx.rows.mask
-        total = jnp.floor(jnp.sum(mask) * ctx.hyper["k"]).astype(jnp.int32)
+        total = entries(ctx.hyper["k"], mask)
         best = kernels.keep_best(jnp.where(mask[:, None] > 0, score, -jnp.inf), total)
         keep = best & (score > 0)
         return keep, True if full else ~jnp.any(keep[:, -1])
+
+
+def entries(k: jax.Array, mask: jax.Array) -> jax.Array:
+    """floor(k * rows that count), [] int32: whole numbers are counted in int32, as f32 skips some above 2**24.
+
+    The fraction of k is known to half a unit in its last place; a product that falls short of a whole number by no more
+    than that counts as this number.
+    """
+    k, rows = jnp.asarray(k, jnp.float32), jnp.sum(mask > 0, dtype=jnp.int32)
+    whole = jnp.floor(k)
+    rest, n = k - whole, rows.astype(jnp.float32)
+    slack = jnp.where(rest > 0, jnp.minimum(k * n * 2.0**-24, 0.25), 0.0)
+    return whole.astype(jnp.int32) * rows + jnp.floor(rest * n + slack).astype(jnp.int32)

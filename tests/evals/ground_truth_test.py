@@ -113,3 +113,12 @@ def test_linear_error_is_the_affine_part():
     signal = ((x @ A) ** 2).sum() / ((x @ A) ** 2 + noise**2).sum()
     assert gt.linear_error_r2(x, x @ A + noise) == pytest.approx(signal, abs=0.03)
     assert abs(gt.linear_error_r2(x, noise)) < 0.03
+
+
+def test_atoms_without_a_latent_are_not_recovered():
+    """Two latents cannot recover more than two of four atoms, however good they are."""
+    found = gt.match(E, E[:2])
+    assert found.atoms == 4
+    assert found.mean == 1.0
+    assert found.recovered(0.9) == 0.5
+    assert gt.match(E[:2], E).recovered(0.9) == 1.0

@@ -9,7 +9,7 @@ from jaxsae import recipes
 from jaxsae.errors import ConfigWarning
 from jaxsae.objective import L1, GateAux, GateL1, Ghost, PAnneal, PreAct, Revive, Tanh, TanhQuadratic
 from jaxsae.objective.penalties import p_sum
-from jaxsae.sae import Ctx, DenseCodes, Free, Out, Pre, Rows, Selection
+from jaxsae.sae import Ctx, DenseCodes, Free, LinearSkip, Out, Pre, Rows, Selection
 
 B, D, S = 9, 5, 14
 DEAD = np.arange(S) % 3 == 0
@@ -170,3 +170,15 @@ def test_from_twice_the_length_of_a_row_on_no_code_lowers_an_l1_loss():
     loss = lambda w: ((y - z * y / 5) ** 2).sum(1) + w * z[:, 0]  # noqa: E731
     assert np.argmin(loss(10.0)) == 0
     assert np.argmin(loss(9.9)) > 0
+
+
+def test_the_gates_reconstruction_has_the_linear_path_that_the_output_has():
+    """Beside a linear skip the gate must model what the skip leaves over, without training the skip."""
+    o = out()
+    y, W_skip = o.rows.y, jnp.asarray(np.random.default_rng(2).standard_normal((D, D)), jnp.float32)
+    o = o._replace(p={**o.p, "W_skip": W_skip}, readout=LinearSkip(D, D))
+    through = jax.nn.relu(o.sel.pre.score) @ o.p["W_dec"]
+    expected = np.sum(np.asarray(y - (through + y @ W_skip + o.p["b_dec"][None]), np.float64) ** 2, axis=1)
+    np.testing.assert_allclose(GateAux()(o, ctx()), expected, rtol=1e-4)
+    slope = jax.grad(lambda p: jnp.sum(GateAux()(o._replace(p=p), ctx())))(o.p)
+    assert all(float(jnp.abs(g).max()) == 0.0 for g in slope.values())

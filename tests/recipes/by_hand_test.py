@@ -108,6 +108,8 @@ def test_the_learning_rate_rule_of_the_paper():
     [
         (lambda: recipes.topk(D, S, k=33), "k must lie between 1 and d_sae = 32, found 33"),
         (lambda: recipes.topk(D, S, k=0), "k must lie between 1 and d_sae = 32, found 0"),
+        (lambda: recipes.topk(D, S, K, k_aux=0), "k_aux must be at least 1, found 0; leave the term out"),
+        (lambda: recipes.top_afa(D, S, k_aux=0), "k_aux must be at least 1, found 0; leave the term out"),
         (lambda: recipes.topk.Config().build(d_in=D), "give d_sae or expansion_factor"),
         (lambda: recipes.topk.Config(d_sae=S).build(), "d_in is unknown"),
         (lambda: recipes.topk.Config(d_in=9, d_sae=S).build(d_in=D), "d_in = 9, but the activations have width 12"),

@@ -417,3 +417,10 @@ def test_the_controller_reaches_its_target(softness):
 def test_impossible_recipes_are_refused_when_built(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_the_rate_of_msae_falls_by_half_a_cosine():
+    schedule = recipes.msae(D, S, 4, training_steps=100).lr_schedule
+    expected = [0.5 * (1 + np.cos(np.pi * t / 100)) for t in (0, 25, 50, 100)]
+    np.testing.assert_allclose([schedule(jnp.int32(t)) for t in (0, 25, 50, 100)], expected, atol=1e-6)
+    assert float(recipes.msae(D, S, 4).lr_schedule(jnp.int32(10**6))) == 1.0

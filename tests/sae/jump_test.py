@@ -142,3 +142,15 @@ def test_known_dead_zones_are_warned_of_with_the_figure(options, message):
 def test_impossible_recipes_are_refused_when_built(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_the_share_of_pre_activations_in_the_window_is_logged():
+    recipe = recipes.jumprelu_tanh_quad(D, S, start_threshold=0.5, bandwidth=0.6)
+    batch = {"x": batches(1)[0]["x"], "mask": jnp.arange(len(batches(1)[0]["x"])) % 4 > 0}
+    state = recipes.init(recipe, jax.random.key(0), batch)
+    _, (_, _, metrics) = jax.jit(recipe.loss)(*recipe.split(state.params), state, batch)
+    p = {n: np.asarray(a, np.float64) for n, a in state.params.items()}
+    pre = np.asarray(batch["x"], np.float64) * p["c_in"] @ p["W_enc"] + p["b_enc"]
+    inside = (np.abs(pre - 0.5) < 0.3)[np.asarray(batch["mask"])]
+    assert 0.05 < inside.mean() < 0.95
+    np.testing.assert_allclose(metrics["threshold_window_share"], inside.mean(), rtol=1e-4)
