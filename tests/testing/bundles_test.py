@@ -11,33 +11,43 @@ from jaxsae.testing.bundle_cases import CASES
 
 needs_libtpu = pytest.mark.skipif(tpu_aot.missing() is not None, reason=str(tpu_aot.missing()))
 
-#: A grid loop of five bundles around a loop of three, then another loop of one; empty bundles lose their depth mark.
+#: Bundles 1..13: a loop over a grid.  Bundles 3..9: a loop in it, whose exit test stands before code of the outer loop
+#: (marked with the outer depth) that is issued on every pass.  An empty bundle has no mark, one bundle has two lines.
 FINAL = """
      0   :  { %s1 = start } /* entry */
    0x1 LB: > { %s2 = head
-strides: (1, 2) */ }
-   0x2   : > { %v3 = vld }
-   0x3 LB: >> { %v4 = vld }
-   0x4   :  {}
-   0x5   : >> { %v5 = vst }
-   0x6 PF: > { %s6 = sadd }
-   0x7 LB: >> { %v7 = vld }
-   0x8   : > { %s8 = branch }
-   0x9   :  {}
-   0xa   :  { %s9 = halt }
+strides: (1, 2) */ } /* Start region 9 :: Start region 1 */
+   0x2   : > { %3 = sbr.rel (%p0) target = $region20 } /* skips the loop, and is no way back */
+   0x3 LB: >> { %v4 = vld } /* Start region 5 :: Start region 6 */
+   0x4   : > { %v5 = vst (%p1) } /* of the outer loop, predicated */
+   0x5   : >> { %6 = sbr.rel (!%p1) target = $region5 }
+   0x6   : > { %v7 = vst (%p1) }
+   0x7   :  {}
+   0x8   : >> { %v8 = vld }
+   0x9   : >> { %v9 = vld } /* End region 5 */
+   0xa PF: > { %10 = sbr.rel (%p2) target = $region9 } /* Start/End empty region 20 */
+   0xb   :  {}
+   0xc   :  {}
+   0xd   :  {}
+   0xe   :  {}
+   0xf   :  { %s16 = halt }
 """
-USE = "some words\n MXU, VALU\n 2, 4\n== UTILIZATION:\n" + "\n".join(f"{i} 1" for i in range(11))
+USE = "some words\n MXU, VALU\n 2, 4\n== UTILIZATION:\n" + "\n".join(f"{i} 1" for i in range(16))
 
 
-def test_reads_nested_loops():
-    found = bundles.loops(FINAL)
-    assert [(l.depth, l.bundles, l.own) for l in found] == [(1, 9, 5), (2, 3, 3), (2, 1, 1)]
+def test_a_loop_reaches_to_its_branch_back_and_the_delay_slots():
+    assert [(l.depth, l.bundles, l.own) for l in bundles.loops(FINAL)] == [(1, 14, 7), (2, 7, 7)]
 
 
 def test_adds_up_the_slots_of_a_loop_without_its_inner_loops():
-    outer, inner, _ = bundles.loops(FINAL, USE)
-    assert outer.slots == {"MXU": 1 + 2 + 6 + 8 + 9, "VALU": 5}
-    assert inner.slots == {"MXU": 3 + 4 + 5, "VALU": 3}
+    outer, inner = bundles.loops(FINAL, USE)
+    assert outer.slots == {"MXU": 1 + 2 + 10 + 11 + 12 + 13 + 14, "VALU": 7}
+    assert inner.slots == {"MXU": sum(range(3, 10)), "VALU": 7}
+
+
+def test_refuses_a_loop_that_never_jumps_back():
+    with pytest.raises(ConfigError, match="loop at bundle 3 has no branch back"):
+        bundles.loops(FINAL.replace("target = $region5", "target = $region8"))
 
 
 @pytest.fixture
