@@ -75,8 +75,33 @@ def test_refuses_an_unknown_case():
         bundles.main(["nonsense"])
 
 
-def test_every_row_of_the_table_has_a_case():
-    assert set(bundles.table()) <= {c.name for c in CASES}
+def test_every_case_has_its_row_in_the_table_and_every_row_its_case():
+    assert sorted(bundles.table()) == sorted(c.name for c in CASES)
+    assert len({c.name for c in CASES}) == len(CASES)
+
+
+#: Bundles per unit that the kernels must not exceed, at widths of 2304 to 4096; a name stands for all that begin so.
+TARGETS = {
+    "encode_topk_filter.insertion": 5.5,  # four levels, sorted insertion
+    "gather_sum.": 11.0,
+    "gather_sum_dots.": 17.5,
+    "segment_grad.": 14.0,
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_committed_counts_are_within_their_targets(name):
+    rows = {n: r["bundles"] for n, r in bundles.table().items() if n.startswith(name)}
+    assert {c for c in tpu_aot.CHIPS if any(f".{c}." in n for n in rows)} == set(tpu_aot.CHIPS)
+    assert all(count <= TARGETS[name] for count in rows.values()), rows
+
+
+@pytest.mark.parametrize("shape", ["B", "C"])
+def test_more_than_half_of_the_insertion_hides_behind_the_matmul_of_v6e(shape):
+    """Of four levels.  The chip with the fastest matrix unit has the fewest idle vector slots."""
+    count = {n: r["bundles"] for n, r in bundles.table().items()}
+    both, alone = count[f"encode_topk_filter.with_matmul.v6e.{shape}.m4"], count[f"strip_matmul.v6e.{shape}"]
+    assert both < alone + count["encode_topk_filter.insertion.v6e.B.m4"] / 2
 
 
 @needs_libtpu
