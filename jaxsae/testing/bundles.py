@@ -31,7 +31,12 @@ TABLE = pathlib.Path(__file__).parent.parent / "kernels" / "bundles.json"
 #: Growth of a count that fails the test.
 TOLERANCE = 0.10
 
-_BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+((?:[A-Z]{2},?\s*)*):\s*(>*)\s*\{(.*)")
+#: Bundles behind a branch that are issued before it takes effect.
+DELAY = 4
+
+_BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+((?:[A-Z]{2},?\s*)*):\s*>*\s*\{")
+_BRANCH = re.compile(r"\bsbr\.[^;}]*target = \$region(\d+)")
+_REGION = re.compile(r"Start region (\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,29 +84,50 @@ class Case:
 def loops(final: str, utilisation: str = "") -> list[Loop]:
     """The loops in a kernel's final code, in the order in which they begin.
 
+    A loop reaches from its head to the branch that jumps back to the head, and over the bundles in that branch's delay
+    slots.  The marks of depth in the dump are no guide: code of an enclosing loop that the compiler has moved into the
+    body under a predicate keeps the outer mark, and yet is issued on every pass.
+
     Args:
         final: text of the dump named `..-final_bundles.txt`.
         utilisation: text of the dump named `..static-per-bundle-utilization.txt`, for `Loop.slots`.
+
+    Raises:
+        ConfigError: a loop without a branch back, so that the format of the dump must have changed.
     """
-    depths: list[Any] = []
-    heads: list[Any] = []
-    for line in final.splitlines():
-        if found := _BUNDLE.match(line):
-            _, labels, depth, rest = found.groups()
-            # An empty bundle is printed without its depth.
-            depths.append(depths[-1] if rest.startswith("}") and depths else len(depth))
-            if "LB" in labels:
-                heads.append(len(depths) - 1)
+    bundles = _bundles(final)
+    last_jump = {}
+    for at, (_, text) in enumerate(bundles):
+        last_jump.update((region, at) for region in _BRANCH.findall(text))
+    extents = []
+    for start, (labels, text) in enumerate(bundles):
+        if "LB" in labels:
+            ends = [e for region in _REGION.findall(text) if (e := last_jump.get(region, -1)) >= start]
+            if not ends:
+                raise ConfigError(f"the loop at bundle {start} has no branch back; has the compiler's dump changed?")
+            extents.append((start, min(max(ends) + DELAY, len(bundles) - 1)))
     names, used = _slots(utilisation)
-    result = []
-    for start in heads:
-        depth = depths[start]
-        ends = (i for i in range(start + 1, len(depths)) if depths[i] < depth or (depths[i] == depth and i in heads))
-        stop = next(ends, len(depths))
-        mine = [i for i in range(start, stop) if depths[i] == depth]
-        slots = {n: sum(used[i][c] for i in mine) for c, n in enumerate(names)} if used else {}
-        result.append(Loop(depth, stop - start, len(mine), slots))
-    return result
+    return [_loop(extent, extents, names, used) for extent in extents]
+
+
+def _bundles(final: str) -> list[tuple[str, str]]:
+    """(labels, text) of every bundle; comments may carry a bundle over several lines."""
+    found: list[tuple[str, str]] = []
+    for line in final.splitlines():
+        if head := _BUNDLE.match(line):
+            found.append((head.group(1), line))
+        elif found:
+            found[-1] = (found[-1][0], found[-1][1] + "\n" + line)
+    return found
+
+
+def _loop(extent: tuple[int, int], extents: list[tuple[int, int]], names: list[str], used: list[list[int]]) -> Loop:
+    start, stop = extent
+    around = sum(a <= start and stop <= b for a, b in extents)
+    inner = {i for a, b in extents if start < a and b <= stop for i in range(a, b + 1)}
+    mine = [i for i in range(start, stop + 1) if i not in inner]
+    slots = {n: sum(used[i][c] for i in mine) for c, n in enumerate(names)} if used else {}
+    return Loop(around, stop + 1 - start, len(mine), slots)
 
 
 def _slots(text: str) -> tuple[list[str], list[list[int]]]:
@@ -139,7 +165,13 @@ def measure(case: Case) -> dict[str, Any]:
 
 def _dump(case: Case, folder: pathlib.Path) -> list[Loop]:
     flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final.*"
-    environment = {**os.environ, "LIBTPU_INIT_ARGS": flags, "JAX_PLATFORMS": "cpu", "TPU_LOG_DIR": "disabled"}
+    environment = {
+        **os.environ,
+        "LIBTPU_INIT_ARGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program out of the cache dumps nothing
+        "TPU_LOG_DIR": "disabled",
+    }
     command = [sys.executable, "-m", "jaxsae.testing.bundles", "--compile", case.name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

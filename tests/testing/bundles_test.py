@@ -11,33 +11,43 @@ from jaxsae.testing.bundle_cases import CASES
 
 needs_libtpu = pytest.mark.skipif(tpu_aot.missing() is not None, reason=str(tpu_aot.missing()))
 
-#: A grid loop of five bundles around a loop of three, then another loop of one; empty bundles lose their depth mark.
+#: Bundles 1..13: a loop over a grid.  Bundles 3..9: a loop in it, whose exit test stands before code of the outer loop
+#: (marked with the outer depth) that is issued on every pass.  An empty bundle has no mark, one bundle has two lines.
 FINAL = """
      0   :  { %s1 = start } /* entry */
    0x1 LB: > { %s2 = head
-strides: (1, 2) */ }
-   0x2   : > { %v3 = vld }
-   0x3 LB: >> { %v4 = vld }
-   0x4   :  {}
-   0x5   : >> { %v5 = vst }
-   0x6 PF: > { %s6 = sadd }
-   0x7 LB: >> { %v7 = vld }
-   0x8   : > { %s8 = branch }
-   0x9   :  {}
-   0xa   :  { %s9 = halt }
+strides: (1, 2) */ } /* Start region 9 :: Start region 1 */
+   0x2   : > { %3 = sbr.rel (%p0) target = $region20 } /* skips the loop, and is no way back */
+   0x3 LB: >> { %v4 = vld } /* Start region 5 :: Start region 6 */
+   0x4   : > { %v5 = vst (%p1) } /* of the outer loop, predicated */
+   0x5   : >> { %6 = sbr.rel (!%p1) target = $region5 }
+   0x6   : > { %v7 = vst (%p1) }
+   0x7   :  {}
+   0x8   : >> { %v8 = vld }
+   0x9   : >> { %v9 = vld } /* End region 5 */
+   0xa PF: > { %10 = sbr.rel (%p2) target = $region9 } /* Start/End empty region 20 */
+   0xb   :  {}
+   0xc   :  {}
+   0xd   :  {}
+   0xe   :  {}
+   0xf   :  { %s16 = halt }
 """
-USE = "some words\n MXU, VALU\n 2, 4\n== UTILIZATION:\n" + "\n".join(f"{i} 1" for i in range(11))
+USE = "some words\n MXU, VALU\n 2, 4\n== UTILIZATION:\n" + "\n".join(f"{i} 1" for i in range(16))
 
 
-def test_reads_nested_loops():
-    found = bundles.loops(FINAL)
-    assert [(l.depth, l.bundles, l.own) for l in found] == [(1, 9, 5), (2, 3, 3), (2, 1, 1)]
+def test_a_loop_reaches_to_its_branch_back_and_the_delay_slots():
+    assert [(l.depth, l.bundles, l.own) for l in bundles.loops(FINAL)] == [(1, 14, 7), (2, 7, 7)]
 
 
 def test_adds_up_the_slots_of_a_loop_without_its_inner_loops():
-    outer, inner, _ = bundles.loops(FINAL, USE)
-    assert outer.slots == {"MXU": 1 + 2 + 6 + 8 + 9, "VALU": 5}
-    assert inner.slots == {"MXU": 3 + 4 + 5, "VALU": 3}
+    outer, inner = bundles.loops(FINAL, USE)
+    assert outer.slots == {"MXU": 1 + 2 + 10 + 11 + 12 + 13 + 14, "VALU": 7}
+    assert inner.slots == {"MXU": sum(range(3, 10)), "VALU": 7}
+
+
+def test_refuses_a_loop_that_never_jumps_back():
+    with pytest.raises(ConfigError, match="loop at bundle 3 has no branch back"):
+        bundles.loops(FINAL.replace("target = $region5", "target = $region8"))
 
 
 @pytest.fixture
@@ -65,8 +75,33 @@ def test_refuses_an_unknown_case():
         bundles.main(["nonsense"])
 
 
-def test_every_row_of_the_table_has_a_case():
-    assert set(bundles.table()) <= {c.name for c in CASES}
+def test_every_case_has_its_row_in_the_table_and_every_row_its_case():
+    assert sorted(bundles.table()) == sorted(c.name for c in CASES)
+    assert len({c.name for c in CASES}) == len(CASES)
+
+
+#: Bundles per unit that the kernels must not exceed, at widths of 2304 to 4096; a name stands for all that begin so.
+TARGETS = {
+    "encode_topk_filter.insertion": 5.5,  # four levels, sorted insertion
+    "gather_sum.": 11.0,
+    "gather_sum_dots.": 17.5,
+    "segment_grad.": 14.0,
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_committed_counts_are_within_their_targets(name):
+    rows = {n: r["bundles"] for n, r in bundles.table().items() if n.startswith(name)}
+    assert {c for c in tpu_aot.CHIPS if any(f".{c}." in n for n in rows)} == set(tpu_aot.CHIPS)
+    assert all(count <= TARGETS[name] for count in rows.values()), rows
+
+
+@pytest.mark.parametrize("shape", ["B", "C"])
+def test_more_than_half_of_the_insertion_hides_behind_the_matmul_of_v6e(shape):
+    """Of four levels.  The chip with the fastest matrix unit has the fewest idle vector slots."""
+    count = {n: r["bundles"] for n, r in bundles.table().items()}
+    both, alone = count[f"encode_topk_filter.with_matmul.v6e.{shape}.m4"], count[f"strip_matmul.v6e.{shape}"]
+    assert both < alone + count["encode_topk_filter.insertion.v6e.B.m4"] / 2
 
 
 @needs_libtpu

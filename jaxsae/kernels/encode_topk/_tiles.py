@@ -9,7 +9,11 @@ from jaxsae.kernels._chip import LANES, SUBLANES, VMEM_SHARE
 #: Chance, for a row whose best are spread evenly over the columns, that its certificate fails.
 MISS = 1e-5
 #: Levels that a list may have.
-MOST_LEVELS = 8
+MOST_LEVELS = 12
+#: Columns over which the cost of one fold is spread where tiles are compared.
+TYPICAL_COLUMNS = 32768
+#: Bundles of a fold over those that its vector instructions would fill (2.2 on v6e, 3.6 on v5e).
+FOLD_STALLS = 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +66,37 @@ def miss_probability(k: int, groups: int, levels: int) -> float:
     return min(1.0, groups * tail)
 
 
-def depth_for(k: int, columns: int, widest: int) -> Depth:
-    """The cheapest list that misses a row with probability below `MISS`, or else the one that misses least.
+def cost(depth: Depth, columns: int, labels: int = 1) -> float:
+    """Bundles per vreg of scores that keeping a list costs, roughly: what tells one choice of m and G from another.
 
-    A level costs vector work in every column, doubling the groups costs memory only, so fewest levels come first.
+    A level takes a compare, a max, a min and two selects a label, on four vector slots.  The state of the groups is
+    stored once per buffer, on one store slot, so that groups as many as columns are dear.  Against the compiler's
+    final code for v5e and v6e (G 512 to 2048, m 4 to 6) the order of the choices holds.
     """
+    per_level = 3 + 2 * labels
+    vector = ((depth.levels - 1) * per_level + 1) / 4
+    store = (depth.levels + labels * (depth.levels - 1)) / max(1, columns // depth.groups)
+    walks = depth.groups // LANES * (depth.levels - 1)
+    fold = FOLD_STALLS * walks * depth.out_levels * per_level / 4
+    return max(vector, store) + fold / (TYPICAL_COLUMNS // LANES)
+
+
+def depth_for(k: int, columns: int, widest: int, labels: int = 1) -> Depth:
+    """The cheapest list that misses a row with probability below `MISS`, or else the one that misses least."""
     most = min(widest, 2 * columns)
-    for levels in range(2, MOST_LEVELS + 1):
-        groups = LANES
-        while groups <= most:
-            if miss_probability(k, groups, levels) < MISS:
-                return Depth(groups, levels, *_folded(k, groups))
-            groups *= 2
-    return Depth(most, MOST_LEVELS, *_folded(k, most))
+    sizes = [LANES << n for n in range((most // LANES).bit_length())]
+    choices = [
+        Depth(groups, levels, *_folded(k, groups))
+        for levels in range(2, MOST_LEVELS + 1)
+        for groups in sizes
+        if miss_probability(k, groups, levels) < MISS
+    ]
+    if not choices:
+        return Depth(most, MOST_LEVELS, *_folded(k, most))
+    return min(choices, key=lambda d: cost(d, columns, labels))
 
 
+@functools.cache
 def _folded(k: int, groups: int) -> tuple[int, int]:
     out = min(groups, 1 << (max(k, LANES) - 1).bit_length())
     levels = next((n for n in range(1, 40) if miss_probability(k, out, n + 1) < MISS / 10), 40)
@@ -85,7 +105,9 @@ def _folded(k: int, groups: int) -> tuple[int, int]:
 
 @functools.cache
 def plan(rows: int, width: int, k: int, k_aux: int, scaled: bool, itemsize: int, vmem: int) -> Tiles | None:
-    """The largest tiles that fit the chip's memory and rarely miss, else those that miss least; None where none fit.
+    """The cheapest tiles of the most rows that fit the chip's memory and rarely miss, else those that miss least.
+
+    None where none fit.  Rows come first because W is streamed once per row tile.
 
     Args:
         rows: B.
@@ -96,13 +118,13 @@ def plan(rows: int, width: int, k: int, k_aux: int, scaled: bool, itemsize: int,
         itemsize: bytes of an element of W.
         vmem: bytes of a core of the chip.
     """
-    budget, most = int(vmem * VMEM_SHARE), -(-rows // 16) * 16
+    budget, most, labels = int(vmem * VMEM_SHARE), -(-rows // 16) * 16, 2 if scaled else 1
     fitting = [
         tiles
         for R in (512, 256, 128, 64, 32, 16)
         for columns in (1024, 512, 256)
         for widest in (2048, 1024, 512)
-        if vmem_bytes(tiles := _tiles(min(R, most), columns, widest, k, k_aux, budget), width, scaled, itemsize)
+        if vmem_bytes(tiles := _tiles(min(R, most), columns, widest, k, k_aux, labels, budget), width, scaled, itemsize)
         <= budget
     ]
     wanted = [n for n in (k, k_aux) if n]
@@ -110,11 +132,14 @@ def plan(rows: int, width: int, k: int, k_aux: int, scaled: bool, itemsize: int,
     def worst(tiles: Tiles) -> float:
         return max(miss_probability(n, d.groups, d.levels) for n, d in zip(wanted, tiles.lists, strict=True))
 
-    return next((t for t in fitting if worst(t) < MISS), min(fitting, key=worst, default=None))
+    good = [t for t in fitting if worst(t) < MISS]
+    if not good:
+        return min(fitting, key=worst, default=None)
+    return min(good, key=lambda t: (-t.rows, sum(cost(d, t.columns, labels) for d in t.lists)))
 
 
-def _tiles(rows: int, columns: int, widest: int, k: int, k_aux: int, budget: int) -> Tiles:
-    lists = tuple(depth_for(n, columns, widest) for n in (k, k_aux) if n)
+def _tiles(rows: int, columns: int, widest: int, k: int, k_aux: int, labels: int, budget: int) -> Tiles:
+    lists = tuple(depth_for(n, columns, widest, labels) for n in (k, k_aux) if n)
     return Tiles(rows, columns, 256, lists, budget)
 
 

@@ -79,32 +79,42 @@ def _body(x, k, least_out, last_out, keys, *, size: int, chunks: int):
         keys[:, size - tail : size] = total_order(x[:, size - tail :])
         keys[:, size:] = jnp.full((R, CHUNK - tail), LOWEST, jnp.int32)
 
-    def count(holds):
-        """[R, 1]: entries for which holds(keys, first column) is true."""
+    def wide(t):
+        """A threshold per row, over the lanes once and not at every step of a pass."""
+        return jnp.broadcast_to(t, (R, LANES))
+
+    def count(holds, t):
+        """[R, 1]: entries for which holds(128 columns of keys, their first column, t over the lanes) is true."""
+        t = wide(t)
 
         def chunk(c, found):
             first = pl.multiple_of(c * CHUNK, LANES)
-            true = holds(keys[:, pl.ds(first, CHUNK)], first).astype(jnp.int32)
-            for lane in range(0, CHUNK, LANES):
-                found = found + true[:, lane : lane + LANES]
-            return found
+            block = keys[:, pl.ds(first, CHUNK)]
+            lanes = range(0, CHUNK, LANES)
+            parts = [holds(block[:, at : at + LANES], first + at, t).astype(jnp.int32) for at in lanes]
+            while len(parts) > 1:  # a tree: a chain of additions would wait for each one's latency
+                parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
+            return found + parts[0]
 
         found = jax.lax.fori_loop(0, chunks, chunk, jnp.zeros((R, LANES), jnp.int32))
         return jnp.sum(found, axis=1, keepdims=True)
 
-    least = largest_with(lambda t: count(lambda key, _: key >= t), k, jnp.full((R, 1), LOWEST, jnp.int32), 32)
-    need = k - count(lambda key, _: key > least)
+    def at_least(t):
+        return count(lambda key, _, t: key >= t, t)
+
+    least = largest_with(at_least, k, jnp.full((R, 1), LOWEST, jnp.int32), 32)
+    need = k - count(lambda key, _, t: key > t, least)
     least_out[...] = jnp.where(k <= 0, HIGHEST, least)
     last_out[...] = jnp.where(k <= 0, -1, size - 1)
-    spare = count(lambda key, _: key == least) > need
+    spare = count(lambda key, _, t: key == t, least) > need
 
     @pl.when(jnp.max(spare.astype(jnp.int32)) > 0)  # ties across the boundary, in some row of the tile
     def _():
-        column = jax.lax.broadcasted_iota(jnp.int32, (R, CHUNK), 1)
+        column, tied = jax.lax.broadcasted_iota(jnp.int32, (R, LANES), 1), wide(least)
 
         def room(t):
             """Ties still wanted, once those in front of column t are taken."""
-            return need - count(lambda key, first: (key == least) & (column + first < t))
+            return need - count(lambda key, first, t: (key == tied) & (column + first < t), t)
 
         last = largest_with(room, jnp.ones_like(k), jnp.zeros_like(k), max(1, size.bit_length()))
         last_out[...] = jnp.where(k <= 0, -1, jnp.minimum(last, size - 1))
