@@ -89,10 +89,9 @@ class Column:
         m = self.rows_per_latent(ctx, d_sae)
         equal = not self.zipf and jnp.ndim(ctx.hyper["k"]) == 0
         length = min(rows, -(-self.cap * rows // d_sae) + 1) if equal else rows
-        best, row = kernels.topk(jnp.where(ctx.rows.mask[:, None] > 0, score, -jnp.inf).T, length)
-        chosen = (jnp.arange(length)[None] < m[:, None]) & (best > 0)
-        lowest = jnp.min(jnp.where(chosen, best, jnp.inf), axis=1)
-        keep = jnp.zeros((rows, d_sae), bool).at[row, jnp.arange(d_sae)[:, None]].set(chosen)
+        counted = jnp.where(ctx.rows.mask[:, None] > 0, score, -jnp.inf)
+        keep = kernels.keep_best_of_columns(counted, m, length) & (counted > 0)
+        lowest = jnp.min(jnp.where(keep, score, jnp.inf), axis=0)
         return keep, jnp.where(jnp.isfinite(lowest), lowest, jnp.nan)
 
     def rows_per_latent(self, ctx: Ctx, d_sae: int) -> jax.Array:

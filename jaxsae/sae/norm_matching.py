@@ -49,9 +49,12 @@ class AfaRule:
         """Mask of kept entries; arguments as `RowRule.keep`."""
         length = jax.lax.stop_gradient(jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True))
         reach = jnp.sqrt(jnp.cumsum(jax.nn.relu(score) ** 2, axis=1))
+        # C_i is nearer to t than C_{i-1} iff both are below 2 t in sum.  Asked in this way, scores too small to change
+        # C in f32 are kept while C is below t, and rounding has no say in it.
+        before = jnp.pad(reach[:, :-1], ((0, 0), (1, 0)))
+        keep = (score > 0) & (before + reach < 2 * length)
         if full:
-            reach = reach.at[:, -1].set(jnp.inf)
-        best = jnp.argmin(jnp.abs(reach - length), axis=1)
-        keep = jnp.arange(score.shape[1])[None] <= best[:, None]
+            keep = keep.at[:, -1].set(False)
+        keep = keep.at[:, 0].set(True)
         certain = (reach[:, -1:] >= length) | (score[:, -1:] <= 0) | (ctx.rows.mask[:, None] == 0)
         return keep, True if full else jnp.all(certain)

@@ -85,11 +85,17 @@ class BatchRule:
 
     def keep(self, p: Params, score: jax.Array, x: jax.Array, ctx: Ctx, full: bool):
         """Mask of kept entries; arguments as `RowRule.keep`."""
+        keep = self._best(score, ctx, latents=False)
+        return keep, True if full else ~jnp.any(keep[:, -1])
+
+    def keep_unranked(self, score: jax.Array, ctx: Ctx) -> jax.Array:
+        """The same entries from scores [B, S] of all latents in their own order: nothing has to be sorted."""
+        return self._best(score, ctx, latents=True)
+
+    def _best(self, score: jax.Array, ctx: Ctx, latents: bool) -> jax.Array:
         mask = ctx.rows.mask
         total = entries(ctx.hyper["k"], mask)
-        best = kernels.keep_best(jnp.where(mask[:, None] > 0, score, -jnp.inf), total)
-        keep = best & (score > 0)
-        return keep, True if full else ~jnp.any(keep[:, -1])
+        return kernels.keep_best(jnp.where(mask[:, None] > 0, score, -jnp.inf), total, latents=latents) & (score > 0)
 
 
 def entries(k: jax.Array, mask: jax.Array) -> jax.Array:

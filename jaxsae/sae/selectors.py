@@ -137,6 +137,8 @@ class Rank:
         score = jax.lax.stop_gradient((jnp.abs(pre.score) if self.signed else pre.score) * scale[None])
         if not ctx.train and not self.rule.per_row and "threshold" in ctx.track:
             return self._by_threshold(pre, score, ctx)
+        if hasattr(self.rule, "keep_unranked") and not want.ranks:
+            return self._unranked(pre, score, ctx, want)
         size = d_sae if self.may_miss else max(self.cap, want.ranks)
         index = kernels.topk(score, size)[1]
         values = kernels.pick(pre.value, index)
@@ -151,6 +153,15 @@ class Rank:
     def _by_threshold(self, pre: Pre, score: jax.Array, ctx: Ctx) -> Selection:
         keep = score > threshold_value(ctx.track["threshold"])
         return Selection(DenseCodes(jnp.where(keep, self._worth(pre.value), 0.0)))
+
+    def _unranked(self, pre: Pre, score: jax.Array, ctx: Ctx, want: Want) -> Selection:
+        """Dense codes of a rule that needs no ranked list, when it sees every latent."""
+        keep = self.rule.keep_unranked(score, ctx)  # type: ignore[attr-defined]
+        lowest = jnp.min(jnp.where(keep, score, jnp.inf))
+        kept_min = jnp.where(jnp.isfinite(lowest), lowest, jnp.nan)
+        codes = DenseCodes(jnp.where(keep, self._worth(pre.value), 0.0))
+        aux = dead_candidates(Pre(score, pre.value, pre.x), ctx, want, self.signed)
+        return Selection(codes, kept_min=kept_min, aux=aux, pre=pre if want.pre else None)
 
     def _worth(self, value: jax.Array) -> jax.Array:
         return jax.nn.relu(value) if self.rectify and not self.signed else value

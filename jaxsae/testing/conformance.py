@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsae import config, parallel
+from jaxsae import config
 from jaxsae.errors import ConfigError
-from jaxsae.recipes import Recipe, State, letters, permute, placements
+from jaxsae.recipes import Recipe, State, letters, permute
 from jaxsae.sae import One, check_shapes
 from jaxsae.testing.members import D_IN, ROWS
 
@@ -103,19 +103,6 @@ def check_padding_counts_for_nothing(recipe: Recipe, key: Any) -> None:
     assert_close(metrics, metrics_padded, 1e-5)
 
 
-def check_sharded_equals_whole(recipe: Recipe, key: Any) -> None:
-    """Three steps on a 2 x 4 mesh, placed by axis letters alone, equal three steps on one device."""
-    data = batches(3)
-    alone, _ = run(recipe, data, key)
-    mesh = parallel.make_mesh(2, 4)
-    where = placements(recipe, jax.eval_shape(recipe.init, key, data[0]), mesh)
-    state = jax.jit(recipe.init, out_shardings=where)(key, data[0])
-    step = jax.jit(recipe.step, out_shardings=(where, None), donate_argnums=0)
-    for batch in data:
-        state, _ = step(state, {"x": jax.device_put(batch["x"], parallel.sharding(mesh, "BD"))})
-    assert_close(state.params, alone.params, 2e-5)
-
-
 def check_permutes(recipe: Recipe, key: Any) -> None:
     """Step then permute equals permute then step: parameters, moments and trackers move together.
 
@@ -206,7 +193,6 @@ REST = (
     check_trains_in_one_trace,
     check_padding_counts_for_nothing,
     check_vmap_equals_lone_runs,
-    check_sharded_equals_whole,
     check_permutes,
 )
 

@@ -112,7 +112,7 @@ def enrolled() -> dict[str, Recipe]:
     return found
 
 
-def published() -> dict[str, Recipe]:
+def published(d_in: int = D_IN) -> dict[str, Recipe]:
     """Every published method at a small size, by name."""
     load_folder("jaxsae.recipes")
     small = {"d_sae": D_SAE, "k": K, "lr": 1e-2, "k_aux": 6, "dead_after_tokens": 2 * ROWS, "target_l0": K}
@@ -120,5 +120,5 @@ def published() -> dict[str, Recipe]:
     for name, cls in configs().items():
         known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         config: Any = cls(**{k: v for k, v in small.items() if k in known})
-        recipes[name] = config.build(d_in=D_IN, training_steps=20)
+        recipes[name] = config.build(d_in=d_in, training_steps=20)
     return recipes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsae import parallel
-from jaxsae.kernels import keep_best
+from jaxsae.kernels import keep_best, keep_best_of_columns
 from jaxsae.kernels.keep_best.api import IMPLEMENTATIONS
 
 CASES = {
@@ -47,15 +47,43 @@ def test_any_mesh_keeps_the_same_entries(shape):
                 np.testing.assert_array_equal(run(jnp.asarray(x), count), expected(x, count))
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (2, 4), (4, 2)])
+def test_latents_spread_over_devices_keep_the_same_entries(shape):
+    with parallel.use(parallel.make_mesh(*shape)):
+        run = jax.jit(lambda x, n: keep_best(x, n, latents=True))
+        for make in CASES.values():
+            x = make(np.random.default_rng(1)).astype(np.float32)
+            for count in (0, 1, 37, x.size):
+                np.testing.assert_array_equal(run(jnp.asarray(x), count), expected(x, count))
+
+
+@pytest.mark.parametrize("shape", [None, (1, 8), (8, 1), (2, 4)])
+def test_columns_keep_their_own_best_on_any_mesh(shape):
+    counts = np.array([-1, 0, 1, 5, 15, 16] * 4, np.int32)
+    with parallel.use(shape and parallel.make_mesh(*shape)):
+        run = jax.jit(lambda x, n: keep_best_of_columns(x, n, 16))
+        for make in CASES.values():
+            x = make(np.random.default_rng(2)).astype(np.float32)
+            wanted = np.stack([expected(x[:, i : i + 1], n)[:, 0] for i, n in enumerate(counts)], axis=1)
+            np.testing.assert_array_equal(run(jnp.asarray(x), jnp.asarray(counts)), wanted)
+
+
 def test_a_nan_is_worse_than_anything():
     x = jnp.array([[jnp.nan, -jnp.inf, -1.0]])
     for implementation in IMPLEMENTATIONS:
         assert keep_best(x, jnp.array(1), implementation=implementation).tolist() == [[False, False, True]]
 
 
-def test_what_travels_is_counts():
-    with parallel.use(parallel.make_mesh(8, 1)):
-        text = jax.jit(keep_best).lower(jnp.zeros((64, 64)), jnp.array(5)).compile().as_text()
+@pytest.mark.parametrize(
+    ("shape", "latents", "sizes"), [((8, 1), False, {"", "8"}), ((1, 8), True, {"", "64", "8,64"})]
+)
+def test_what_travels_is_counts(shape, latents, sizes):
+    """Over latents one count per row besides, from each device."""
+    mesh = parallel.make_mesh(*shape)
+    x = jax.device_put(jnp.zeros((64, 64)), parallel.sharding(mesh, "BS" if latents else "B"))
+    with parallel.use(mesh):
+        run = jax.jit(lambda x, n: keep_best(x, n, latents=latents))
+        text = run.lower(x, jnp.array(5)).compile().as_text()
     moved = re.findall(r"= \(?\w+\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
     assert moved
-    assert all(shape in ("", "8") for shape in moved), moved
+    assert set(moved) <= sizes, moved

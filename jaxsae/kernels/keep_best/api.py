@@ -1,6 +1,7 @@
 """The best entries of a whole matrix at once: one global threshold, ties included exactly."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 
@@ -11,7 +12,9 @@ from jaxsae.kernels.sharded import keep_best as sharded
 IMPLEMENTATIONS: dict[str, Callable] = {"xla": xla.keep_best, "reference": reference.keep_best}
 
 
-def keep_best(score: jax.Array, count: jax.Array, *, implementation: str | None = None) -> jax.Array:
+def keep_best(
+    score: jax.Array, count: jax.Array, *, latents: bool = False, implementation: str | None = None
+) -> jax.Array:
     """Which entries are among the `count` largest of all rows together; ties go to the lower row, then column.
 
     The selection of BatchTopK: on a mesh the same entries as on one device, whatever its shape, since thresholds are
@@ -20,6 +23,8 @@ def keep_best(score: jax.Array, count: jax.Array, *, implementation: str | None 
     Args:
         score: [B, C] f32; NaN ranks below everything, -0.0 as 0.0.
         count: [] int32, how many; 0 or less keeps none.  B * C and count times the number of devices below 2^31.
+        latents: the columns are all latents, so a mesh spreads them over its axis of that name; otherwise they are a
+            list of candidates, whole on every device.
         implementation: None (best here), "xla" or "reference".
 
     Returns:
@@ -31,4 +36,27 @@ def keep_best(score: jax.Array, count: jax.Array, *, implementation: str | None 
         [[False, True], [True, False]]
     """
     run = choose("keep_best", implementation, IMPLEMENTATIONS)
-    return sharded.keep_best(run, jax.lax.stop_gradient(score), count)
+    return sharded.keep_best(run, jax.lax.stop_gradient(score), count, latents)
+
+
+def keep_best_of_columns(score: jax.Array, count: jax.Array, most: int) -> jax.Array:
+    """Which entries are among the `count` largest of their column; ties go to the lower row.
+
+    On one device a column is ranked; on a mesh whose devices hold parts of it its threshold is found by counting, which
+    keeps the same entries.
+
+    Args:
+        score: [B, S] f32; NaN ranks below everything.
+        count: [S] int32, how many; 0 or less keeps none.
+        most: a number, at most B, that no count exceeds.
+
+    Returns:
+        [B, S] bool.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> keep_best_of_columns(jnp.array([[1.0, 5.0], [3.0, 5.0]]), jnp.array([1, 1]), 1).tolist()
+        [[False, True], [True, False]]
+    """
+    ranked = partial(reference.of_columns, most=most)
+    return sharded.keep_best_of_columns(ranked, jax.lax.stop_gradient(score), count)
