@@ -1,0 +1,37 @@
+"""The committed plans are of the committed configurations, and keep what arithmetic says."""
+
+import json
+import pathlib
+
+import pytest
+
+from jaxsae.config import read_file
+
+ROOT = pathlib.Path(__file__).parents[2]
+PLANS = sorted((ROOT / "docs" / "plans").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda p: p.stem)
+def test_a_plan_is_of_its_configuration(path):
+    name, topology = path.stem.rsplit(".", 1)
+    plan, config = json.loads(path.read_text()), read_file(ROOT / "configs" / f"{name}.yaml")
+    assert plan["topology"] == topology.replace("-", ":", 1)
+    assert (plan["d_in"], plan["d_sae"]) == (config["recipe"]["d_in"], config["recipe"]["d_sae"])
+    assert plan["rows"] == config["train_batch_size_tokens"]
+    assert f"docs/plans/{path.stem}.md" in (ROOT / "configs" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda p: p.stem)
+def test_weights_and_moments_are_three_times_both_matrices(path):
+    """f32 W_enc and W_dec, two moments of each, split evenly over the latents; biases are what is left."""
+    plan = json.loads(path.read_text())
+    matrices = 2 * 4 * plan["d_in"] * plan["d_sae"] // plan["devices"]
+    assert plan["parts"]["parameters"] == pytest.approx(matrices, rel=1e-3)
+    assert plan["parts"]["moments"] == pytest.approx(2 * matrices, rel=1e-3)
+    assert plan["fits"]
+    assert plan["peak"] > 3 * matrices
+
+
+def test_sixteen_million_latents_receive_less_than_160_megabytes_without_auxk():
+    plan = json.loads((ROOT / "docs" / "plans" / "topk_16m.v5e-16x16.json").read_text())
+    assert sum(c["received"] for c in plan["collectives"] if c["where"] == "always") < 160e6
