@@ -96,7 +96,7 @@ def loops(final: str, utilisation: str = "") -> list[Loop]:
         ConfigError: a loop without a branch back, so that the format of the dump must have changed.
     """
     bundles = _bundles(final)
-    last_jump = {}
+    last_jump: dict[str, int] = {}
     for at, (_, text) in enumerate(bundles):
         last_jump.update((region, at) for region in _BRANCH.findall(text))
     extents = []
