@@ -1,5 +1,6 @@
 """Arrays to arrays: the few operations that carry the training step, one folder per op."""
 
+from jaxsae.kernels._dispatch import using
 from jaxsae.kernels.decode_residual_sddmm.api import decode_residual_sddmm
 from jaxsae.kernels.encode_topk.api import encode_topk
 from jaxsae.kernels.entries import add_at, pick, take
@@ -27,4 +28,5 @@ __all__ = [
     "take",
     "topk",
     "topk_mask",
+    "using",
 ]

@@ -1,8 +1,8 @@
 """Which implementation of an op runs: the one asked for by name, or the best known for device, shape and dtype.
 
 `None` reads the table of the device's kind (`kernels/dispatch/<kind>.json`, written by `jaxsae bench kernels --tune`)
-and falls back, with its choice logged once, to the first implementation that the platform has.  A named implementation
-never falls back: where it cannot run, one sentence says why and what can.
+and falls back, with its choice logged once, to the first implementation that the platform has.  A named implementation,
+in the call or around it by `using`, never falls back: where it cannot run, one sentence says why and what can.
 """
 
 import contextlib
@@ -57,6 +57,7 @@ class Implementation:
 Available = Mapping[str, "Callable | Implementation"]
 
 _target: ContextVar[tuple[str, str] | None] = ContextVar("target", default=None)
+_named: ContextVar[Mapping[str, str]] = ContextVar("named", default={})  # noqa: B039 - never written to
 
 
 @contextlib.contextmanager
@@ -73,6 +74,35 @@ def compiling_for(platform: str, kind: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+@contextlib.contextmanager
+def using(**implementations: str) -> Iterator[None]:
+    """Names the implementation of ops, by op, for every call inside that names none itself.
+
+    How a whole training step is asked to run a kernel that no measured table prefers yet.  As with every name there
+    is no falling back.  Ops choose when a program is traced, so a program that is already compiled keeps its choices.
+
+    Args:
+        implementations: op -> a key of its implementations, such as encode_topk="pallas_tpu".
+
+    Raises:
+        ConfigError: no op of that name; an op called inside cannot serve the call with the implementation named.
+
+    Example:
+        >>> with using(topk="reference"):
+        ...     choose("topk", None, {"xla": lambda: "fast", "reference": lambda: "plain"})()
+        'plain'
+    """
+    ops = sorted(p.parent.name for p in pathlib.Path(__file__).parent.glob("*/api.py"))
+    for op in implementations:
+        if op not in ops:
+            raise ConfigError(f"kernels have no op {op!r}{closest(op, ops)}")
+    token = _named.set({**_named.get(), **implementations})
+    try:
+        yield
+    finally:
+        _named.reset(token)
 
 
 def device() -> tuple[str, str]:
@@ -102,6 +132,7 @@ def choose(op: str, implementation: str | None, available: Available, shape: Sha
     platform, kind = device()
     all_of_them = {n: i if isinstance(i, Implementation) else Implementation(i) for n, i in available.items()}
     objections = {n: i.objection(platform, shape, name) for n, i in all_of_them.items()}
+    implementation = implementation or _named.get().get(op)
     possible = [n for n, why in objections.items() if why is None]
     if implementation is None:
         picked, reason = _best(op, possible, kind, shape, name)

@@ -166,3 +166,8 @@ class Tied:
 
     def project(self, p: Params) -> Params:
         return {**p, "W_enc": unit(p["W_enc"].T).T} if self.unit_norm else p
+
+
+def decodes_atoms(D: Dictionary) -> bool:
+    """Whether decoding is `codes.decode(atoms)` and nothing else, so that an op may read the atoms itself."""
+    return type(D).decode in (Free.decode, Unit.decode, Normalised.decode, Tied.decode)

@@ -9,16 +9,22 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxsae import kernels
 from jaxsae.config import register
 from jaxsae.errors import ConfigError
-from jaxsae.sae.dictionaries import decode_rows
+from jaxsae.sae.codes import SparseCodes
+from jaxsae.sae.dictionaries import decode_rows, decodes_atoms
 from jaxsae.sae.records import Ctx, Out
 
 
 @register("levels.one")
 @dataclass(frozen=True)
 class One:
-    """The plain case: the full reconstruction only."""
+    """The plain case: the full reconstruction only.
+
+    Sparse codes over one matrix of atoms go through `kernels.decode_residual_sddmm`, which may fetch the rows of atoms
+    once for the residual and for the gradient of the codes.
+    """
 
     ranks = 0
     weights: ClassVar[tuple[float, ...]] = ()
@@ -35,6 +41,10 @@ class One:
         Returns:
             level_sse [B, 1] (sum over E) and err [B, E], the residual of the main reconstruction.
         """
+        codes = out.sel.codes
+        if isinstance(codes, SparseCodes) and decodes_atoms(out.D):
+            sse, err = kernels.decode_residual_sddmm(codes.values, codes.indices, out.D.atoms(out.p), e0)
+            return sse[:, None], err
         err = e0 - decode_rows(out.D, out.p, out.sel.codes, out.rows.x)
         return jnp.sum(err**2, axis=-1, keepdims=True), err
 

@@ -103,13 +103,19 @@ def compile_for(chip: str, f: Callable, *args: Any, donate: tuple[int, ...] = ()
         donate: positions of arguments whose buffers may be reused.
 
     Returns:
-        The compiled program, with `as_text()` and `memory_analysis()`.
+        The compiled program, with `memory_analysis()` and mostly `as_text()`: jax 0.10.2 cannot print every program
+        that libtpu 0.0.52 makes for v5p and v6e.
     """
+    return lower_for(chip, f, *args, donate=donate).compile()
+
+
+def lower_for(chip: str, f: Callable, *args: Any, donate: tuple[int, ...] = ()) -> Any:
+    """`f` lowered for one chip, arguments as in `compile_for`; its text names the kernels inside."""
     one = mesh(chip)
     whole = NamedSharding(one, PartitionSpec())
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), args)
     with on_chip(one):
-        return jax.jit(f, out_shardings=whole, donate_argnums=donate).lower(*abstract).compile()
+        return jax.jit(f, out_shardings=whole, donate_argnums=donate).lower(*abstract)
 
 
 def on_chip(one: Mesh) -> contextlib.AbstractContextManager:

@@ -68,6 +68,24 @@ def test_a_named_implementation_never_falls_back(tables, name, dtype, message):
         choose("op", name, OPS, SHAPE, dtype)
 
 
+def test_a_name_given_around_the_calls_counts_where_they_give_none():
+    with _dispatch.using(topk="xla"), _dispatch.using(encode_topk="reference"):
+        assert choose("topk", None, OPS, SHAPE, "float32")() == "xla"
+        assert choose("topk", "strict", OPS, SHAPE, "float32")() == "strict"
+        assert choose("sparse_decode", None, OPS, SHAPE, "float32")() == "strict"
+        with pytest.raises(ConfigError, match="encode_topk: no implementation 'reference' here"):
+            choose("encode_topk", None, OPS, SHAPE, "float32")
+    assert choose("topk", None, OPS, SHAPE, "float32")() == "strict"
+
+
+def test_refuses_names_for_ops_that_do_not_exist():
+    with (
+        pytest.raises(ConfigError, match="no op 'encode_topq'; did you mean 'encode_topk'"),
+        _dispatch.using(encode_topq="xla"),
+    ):
+        pass
+
+
 def test_every_choice_is_logged_once(tables, caplog):
     _dispatch._log_once.cache_clear()
     with caplog.at_level(logging.INFO, "jaxsae.kernels"):

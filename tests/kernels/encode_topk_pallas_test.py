@@ -155,16 +155,41 @@ def test_streamed_lists_equal_the_reference(monkeypatch):
         np.testing.assert_array_equal(a, e)
 
 
-@pytest.mark.parametrize("vmem", [64 * 2**20, 128 * 2**20])
+MIB = 2**20
+
+
+@pytest.mark.parametrize("vmem", [64 * MIB, 128 * MIB])  # v5p; v5e and v6e
+@pytest.mark.parametrize("k", [1, 32, 64, 256])
+@pytest.mark.parametrize("width", [576, 768, 2304, 4096])
+def test_tiles_fit_by_construction_and_rarely_miss(width, k, vmem):
+    for rows, k_aux, scaled, itemsize in ((8192, 0, False, 2), (4096, 512, False, 2), (100, 64, True, 4)):
+        tiles = _tiles.plan(rows, width, k, k_aux, scaled, itemsize, vmem)
+        assert _tiles.vmem_bytes(tiles, width, scaled, itemsize) <= tiles.vmem < vmem
+        assert tiles.rows % 16 == tiles.columns % tiles.strip == 0
+        assert tiles.rows <= -(-rows // 16) * 16
+        for n, depth in zip((k, k_aux), tiles.lists, strict=False):
+            assert _tiles.miss_probability(n, depth.groups, depth.levels) < 1e-4
+            assert depth.groups % depth.out_groups == 0
+            assert tiles.columns % depth.groups == 0 or depth.groups == 2 * tiles.columns
+
+
+@pytest.mark.parametrize(("shape", "k"), [((8192, 768), 32), ((4096, 2304), 64), ((4096, 4096), 64)])
+def test_the_weights_stream_few_enough_times(shape, k):
+    """With 256 rows a tile, the bytes of W take no longer than the products on any chip up to v5p; v6e gets 512."""
+    for k_aux, most in ((0, 512), (512, 256)):
+        assert _tiles.plan(*shape, k, k_aux, False, 2, 128 * MIB).rows >= most
+        assert _tiles.plan(*shape, k, k_aux, False, 2, 64 * MIB).rows >= 256
+
+
 @pytest.mark.parametrize(
-    ("rows", "width", "k", "k_aux"), [(8192, 768, 32, 0), (4096, 4096, 64, 0), (4096, 2304, 64, 512)]
+    ("groups", "levels", "columns", "v5e", "v6e"),
+    [(512, 4, 1024, 4.88, 5.0), (512, 5, 1024, 6.25, 6.25), (512, 6, 1024, 7.38, 7.62), (1024, 4, 1024, 8.0, None)],
 )
-def test_tiles_fit_by_construction_and_rarely_miss(rows, width, k, k_aux, vmem):
-    tiles = _tiles.plan(rows, width, k, k_aux, False, 2, vmem)
-    assert _tiles.vmem_bytes(tiles, width, False, 2) <= tiles.vmem < vmem
-    for n, depth in zip((k, k_aux), tiles.lists, strict=False):
-        assert _tiles.miss_probability(n, depth.groups, depth.levels) < 1e-4
-        assert depth.groups % depth.out_groups == 0
+def test_the_cost_of_a_list_follows_the_compilers_count(groups, levels, columns, v5e, v6e):
+    """Bundles per vreg counted in the compiler's code (libtpu 0.0.52), without the fold: within a third."""
+    without_fold = _tiles.cost(Depth(groups, levels, 128, 0), columns)
+    for counted in filter(None, (v5e, v6e)):
+        assert 0.67 < without_fold / counted < 1.1
 
 
 def test_a_row_misses_as_rarely_as_computed():

@@ -198,3 +198,33 @@ def test_a_named_kernel_is_refused_where_it_cannot_run():
     ):
         with pytest.raises(ConfigError, match="runs on tpu, this is cpu; possible: xla"):
             call("pallas_tpu")
+
+
+@slow
+def test_a_batch_too_long_for_the_chip_is_summed_in_pieces(monkeypatch):
+    values, indices, _, rows = inputs(5, 2, 9, 100)
+    monkeypatch.setattr(grad, "most_rows", lambda rows: 2)
+    found, sums = grad.sparse_grad(values, indices, rows, 9, interpret=INTERPRET)
+    expected, expected_sums = grad_reference.sparse_grad(values, indices, rows, 9)
+    close(found, expected)
+    close(sums, expected_sums)
+    step = lambda: adam.sparse_adam(  # noqa: E731
+        *[jnp.zeros((9, 100))] * 3, values, indices, rows, 0.1, jnp.int32(1), 0.9, 0.999, 1e-8, False
+    )
+    with pytest.raises(ConfigError, match="keeps the rows of a batch on the chip, at most 2 here"):
+        step()
+
+
+@pytest.mark.parametrize("memory", [64 * 2**20, 128 * 2**20])  # v5p; v5e and v6e
+@pytest.mark.parametrize(
+    ("batch", "width", "k"), [(8192, 768, 32), (4096, 2304, 64), (4096, 4096, 64), (64, 16384, 512)]
+)
+def test_the_sizes_fit_the_chip_by_construction(batch, width, k, memory):
+    """Row buffers, resident rows and blocks in VMEM, lists in a MiB of SMEM."""
+    for itemsize, tables in ((2, 1), (4, 1), (2, 6), (4, 6)):
+        assert grad.Tiling(batch, width, 65536, itemsize, memory, tables=tables).vmem <= 0.9 * memory
+    for words, parts in ((width, 1), (width // 2, 2)):
+        for piece in {c.stop - c.start for c in decode._cuts(k, words)}:
+            tiling = decode.Tiling(batch, piece, words, parts, True, True)
+            assert tiling.vmem <= memory * 0.9
+            assert 2 * 4 * tiling.tokens * piece <= 2**20 / 4

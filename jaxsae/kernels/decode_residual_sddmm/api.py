@@ -11,7 +11,9 @@ from jaxsae.errors import ConfigError
 from jaxsae.kernels import _tpu
 from jaxsae.kernels._dispatch import Available, choose
 from jaxsae.kernels.decode_residual_sddmm import reference, xla
+from jaxsae.kernels.sharded.axes import split_of
 from jaxsae.kernels.sparse_decode.api import PallasTpu as _PallasTpuDecode
+from jaxsae.kernels.sparse_decode.api import sparse_decode
 
 
 def differentiable(backend: Any) -> Callable:
@@ -113,5 +115,10 @@ def decode_residual_sddmm(
             "decode_residual_sddmm: expected values and indices [B, K], W [S, E] and e0 [B, E], found "
             f"{values.shape}, {indices.shape}, {W.shape} and {e0.shape}"
         )
+    if (
+        split_of(len(values), len(W)) is not None
+    ):  # on a mesh every device decodes what it holds, and the parts are added
+        e = e0.astype(jnp.float32) - sparse_decode(values, indices, W)
+        return jnp.sum(e**2, axis=-1), e
     shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
     return choose("decode_residual_sddmm", implementation, IMPLEMENTATIONS, shape, W.dtype)(values, indices, W, e0)

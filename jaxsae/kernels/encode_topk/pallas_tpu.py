@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.errors import ConfigError
+from jaxsae.kernels import _tpu
 from jaxsae.kernels._chip import objection, vmem_bytes_here
 from jaxsae.kernels._control import either
 from jaxsae.kernels._ordered import best_first, repair
+from jaxsae.kernels.encode_topk import xla
 from jaxsae.kernels.encode_topk._tiles import Tiles, miss_probability, plan
-from jaxsae.kernels.encode_topk.xla import backward
 
 __all__ = ["backward", "forward", "refuse"]
 
@@ -43,6 +44,25 @@ def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed, *, tiles: Tiles | Non
         return *select(xc, W, b, scale, None, k_aux=0), *nothing
 
     return either(jnp.any(dead), functools.partial(select, k_aux=k_aux), without, (xc, W, b, scale, dead))
+
+
+def backward(k, k_aux, signed, residuals, cotangents, *, interpret=False):
+    """Gradients of x, W, b and b_pre as `xla.backward`, summed by the segment kernel straight into the layout of W."""
+
+    def weight_grad(g, index, second, some, xc, size):
+        def total(g, index, xc):
+            kernel = _tpu.module("sparse_grad").sparse_grad
+            return _tpu.run(lambda *args: kernel(*args, size, True, interpret=interpret), g, index, xc)
+
+        if second is None:
+            return total(g, index, xc)
+
+        def both(g, index, g_aux, aux, xc):
+            return total(jnp.concatenate([g, g_aux], axis=1), jnp.concatenate([index, aux], axis=1), xc)
+
+        return either(some, both, lambda g, index, _, __, xc: total(g, index, xc), (g, index, *second, xc))
+
+    return xla.backward(k, k_aux, signed, residuals, cotangents, weight_grad)
 
 
 def refuse(shape, dtype: str) -> str | None:

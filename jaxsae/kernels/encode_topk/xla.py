@@ -25,21 +25,43 @@ def best_dead(pre, score, dead, k_aux):
     return jnp.where(dead[aux], jnp.take_along_axis(pre, aux, axis=1), 0.0), aux
 
 
-def backward(k, k_aux, signed, residuals, cotangents, turn=jnp.transpose):
+def backward(k, k_aux, signed, residuals, cotangents, weight_grad=None):
     """Gradients of x, W, b and b_pre.  d b_pre = -W d b: one matvec, where differentiating x - b_pre would gather.
 
-    `turn` brings the sum over rows of latents, [S, D], to the layout of W.
+    Args:
+        k, k_aux, signed: as given to `forward`.
+        residuals: (x, W, b_pre, dead, index, aux).
+        cotangents: of the four results of `forward`.
+        weight_grad: how dW and db are summed; None for `by_rank`.
     """
     x, W, b_pre, dead, index, aux = residuals
     g_main, _, g_aux, _ = cotangents
-    xc, size, start = x - b_pre[None].astype(x.dtype), W.shape[1], None
-    if k_aux:
-        # The sum over the main list starts from that over the dead, so that a step without any adds nothing.
-        g_aux = jnp.where(dead[aux], g_aux, 0.0)
-        start = when(jnp.any(dead), lambda g, i, xc: sparse.outer_sum(g, i, xc, size), (g_aux, aux, xc))
-    dW, db = sparse.outer_sum(g_main, index, xc, size, start)
+    xc, some = x - b_pre[None].astype(x.dtype), jnp.any(dead)
+    second = (jnp.where(dead[aux], g_aux, 0.0), aux) if k_aux else None
+    dW, db = (weight_grad or by_rank)(g_main, index, second, some, xc, W.shape[1])
     dx = sparse.forward(g_main, index, W.T)  # dropped by the compiler when x is data
-    if k_aux:
-        dx = dx + when(jnp.any(dead), lambda g, i, w: sparse.forward(g, i, w.T), (g_aux, aux, W))
+    if second is not None:
+        dx = dx + when(some, lambda g, i, w: sparse.forward(g, i, w.T), (*second, W))
     db_pre = -jnp.dot(W.astype(jnp.float32), db)
-    return dx.astype(x.dtype), turn(dW).astype(W.dtype), db, db_pre.astype(b_pre.dtype), None, None
+    return dx.astype(x.dtype), dW.astype(W.dtype), db, db_pre.astype(b_pre.dtype), None, None
+
+
+def by_rank(g, index, second, some, xc, size, turn=jnp.transpose):
+    """dW [D, S] and db [S] of both lists; the sum over the main list starts from that over the dead.
+
+    So a step without any dead latent adds nothing.
+
+    Args:
+        g: [B, k] gradient of the values of the main list.
+        index: [B, k].
+        second: (gradients, indices) [B, k_aux] of the dead, or None.
+        some: [] bool, whether any latent is dead; if not, the gradients of `second` are 0.
+        xc: [B, D] centred rows.
+        size: S.
+        turn: brings the sum over rows of latents, [S, D], to the layout of W.
+    """
+    start = None
+    if second is not None:
+        start = when(some, lambda g, i, xc: sparse.outer_sum(g, i, xc, size), (*second, xc))
+    dW, db = sparse.outer_sum(g, index, xc, size, start)
+    return turn(dW), db

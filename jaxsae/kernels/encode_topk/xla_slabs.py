@@ -5,6 +5,8 @@ itself and the maxima of its groups.  The gradient of W is summed one latent a r
 transposition of the whole matrix, or an optimiser that reads it across, costs more than the sparse sums themselves.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -60,7 +62,7 @@ def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
 
 def backward(k, k_aux, signed, residuals, cotangents):
     """Gradients of x, W, b and b_pre, as `xla.backward`."""
-    return xla.backward(k, k_aux, signed, residuals, cotangents, turn=turned)
+    return xla.backward(k, k_aux, signed, residuals, cotangents, partial(xla.by_rank, turn=turned))
 
 
 def turned(a: jax.Array) -> jax.Array:

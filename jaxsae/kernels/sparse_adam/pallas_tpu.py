@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxsae.errors import ConfigError
 from jaxsae.kernels.sparse_grad import pallas_tpu as segments
 
 
@@ -43,6 +44,8 @@ def sparse_adam(
     W, mu, nu, values, indices, rows, lr, count, b1, b2, eps, transposed, *, interpret: Any = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `jaxsae.kernels.sparse_adam.api.sparse_adam`."""
+    if len(rows) > (most := segments.most_rows(rows)):
+        raise ConfigError(f"sparse_adam: 'pallas_tpu' keeps the rows of a batch on the chip, at most {most} here")
     size = W.shape[1 if transposed else 0]
     pairs = segments.sort_pairs(values, indices, segments.tiling_of(rows, size, transposed))
     t = count.astype(jnp.float32)
@@ -54,7 +57,7 @@ def segment_adam(
     W, mu, nu, pairs, rows, factors, b1, b2, eps, transposed, *, interpret: Any = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The kernel on sorted pairs; factors: [lr / (1 - b1^t), 1 / (1 - b2^t)]."""
-    tiling = segments.tiling_of(rows, W.shape[1 if transposed else 0], transposed)
+    tiling = segments.tiling_of(rows, W.shape[1 if transposed else 0], transposed, tables=6)
     offsets, meta, value = pairs
     spec = segments.table_spec(tiling)
     return pl.pallas_call(
@@ -69,7 +72,7 @@ def segment_adam(
         out_shape=[jax.ShapeDtypeStruct(W.shape, jnp.float32)] * 3,
         input_output_aliases={9: 0, 10: 1, 11: 2},
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=tiling.vmem(6), disable_bounds_checks=True
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=tiling.vmem, disable_bounds_checks=True
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * value.size * tiling.width + 12 * W.size, transcendentals=W.size, bytes_accessed=24 * W.size

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxsae.kernels._chip import LANES, SUBLANES, vmem_bytes_here
+from jaxsae.kernels._chip import LANES, SUBLANES, VMEM_SHARE, vmem_bytes_here
 
 ROW = LANES * SUBLANES
 #: Latents per grid step; as many as lanes, so that a transposed block is whole registers.
@@ -31,6 +31,8 @@ CHUNK = 1024
 UNROLL = 8
 #: Share of VMEM for resident rows; wider rows are handled in column blocks, each walking the pairs again.
 RESIDENT = 0.6
+#: Bytes of VMEM left to the compiler.
+SPARE = 8 << 20
 
 
 def vmem_bytes() -> int:
@@ -56,6 +58,7 @@ class Tiling:
         itemsize: bytes per element of the resident rows.
         memory: bytes of VMEM.
         transposed: whether latents lie on lanes on the way out.
+        tables: arrays of which a tile streams in or out.
     """
 
     batch: int
@@ -64,6 +67,7 @@ class Tiling:
     itemsize: int
     memory: int
     transposed: bool = False
+    tables: int = 1
 
     @property
     def latents(self) -> int:
@@ -77,8 +81,9 @@ class Tiling:
     @property
     def columns(self) -> int:
         """Per column block, a multiple of 1024: padding fills whole registers."""
-        fit = max(ROW, int(RESIDENT * self.memory) // (self.batch * self.itemsize) // ROW * ROW)
-        return min(fit, round_up(self.width, ROW))
+        resident = int(RESIDENT * self.memory) // (self.batch * self.itemsize)
+        every = int(VMEM_SHARE * self.memory - SPARE) // (self.batch * self.itemsize + self.tile_bytes)
+        return min(max(ROW, min(resident, every) // ROW * ROW), round_up(self.width, ROW))
 
     @property
     def blocks(self) -> int:
@@ -89,11 +94,15 @@ class Tiling:
         """Of one row of one column block."""
         return self.columns // ROW
 
-    def vmem(self, tables: int) -> int:
-        """Bytes: resident rows, sums, double-buffered blocks of `tables` arrays, room for the compiler's own."""
-        rows = self.batch * self.columns * self.itemsize
-        tile = self.latents * self.columns * 4
-        return rows + 2 * tile + 2 * tables * tile + (8 << 20)
+    @property
+    def tile_bytes(self) -> int:
+        """Per column: sums, twice for what is turned over, and two buffers of every table's tile."""
+        return self.latents * 4 * (2 + 2 * self.tables)
+
+    @property
+    def vmem(self) -> int:
+        """Bytes: resident rows, tiles, room for the compiler's own."""
+        return self.columns * (self.batch * self.itemsize + self.tile_bytes) + SPARE
 
 
 def sort_pairs(values: jax.Array, indices: jax.Array, tiling: Tiling) -> tuple[jax.Array, ...]:
@@ -275,16 +284,37 @@ def sparse_grad(
     *,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """See `jaxsae.kernels.sparse_grad.api.sparse_grad`; `transposed` gives dW as [E, S], as an encoder keeps it."""
-    pairs = sort_pairs(values, indices, tiling_of(rows, size, transposed))
-    dW = segment_grad(pairs, rows, size, transposed, interpret=interpret)
-    return dW, jnp.zeros(size, jnp.float32).at[indices].add(values.astype(jnp.float32))
+    """See `jaxsae.kernels.sparse_grad.api.sparse_grad`; `transposed` gives dW as [E, S], as an encoder keeps it.
+
+    A batch whose rows do not fit VMEM even in the narrowest column blocks is summed in pieces.
+    """
+    sums = jnp.zeros(size, jnp.float32).at[indices].add(values.astype(jnp.float32))
+    most = most_rows(rows)
+
+    def piece(start: int) -> jax.Array:
+        v, i, r = (a[start : start + most] for a in (values, indices, rows))
+        pairs = sort_pairs(v, i, tiling_of(r, size, transposed))
+        return segment_grad(pairs, r, size, transposed, interpret=interpret)
+
+    dW = piece(0)
+    for start in range(most, len(rows), most):
+        dW = dW + piece(start)
+    return dW, sums
 
 
-def tiling_of(rows: jax.Array, size: int, transposed: bool) -> Tiling:
-    """The sizes of a call whose resident rows are bf16 if `rows` are, else f32."""
-    itemsize = 2 if rows.dtype == jnp.bfloat16 else 4
-    return Tiling(*rows.shape, size, itemsize, vmem_bytes(), transposed)
+def most_rows(rows: jax.Array) -> int:
+    """Rows of a batch that can be resident at once, in the narrowest column blocks."""
+    return max(1, int(RESIDENT * vmem_bytes()) // (ROW * itemsize_of(rows)))
+
+
+def itemsize_of(rows: jax.Array) -> int:
+    """Bytes of an element of the resident rows: bf16 if `rows` are, else f32."""
+    return 2 if rows.dtype == jnp.bfloat16 else 4
+
+
+def tiling_of(rows: jax.Array, size: int, transposed: bool, tables: int = 1) -> Tiling:
+    """The sizes of a call."""
+    return Tiling(*rows.shape, size, itemsize_of(rows), vmem_bytes(), transposed, tables)
 
 
 def table_spec(tiling: Tiling) -> pl.BlockSpec:
@@ -311,7 +341,7 @@ def segment_grad(pairs, rows: jax.Array, size: int, transposed: bool = False, *,
         ),
         out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=tiling.vmem(1), disable_bounds_checks=True
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=tiling.vmem, disable_bounds_checks=True
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * value.size * tiling.width, transcendentals=0, bytes_accessed=4 * size * tiling.width + rows.nbytes
