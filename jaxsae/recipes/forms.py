@@ -75,7 +75,7 @@ def tied(recipe: Any, sae: SAE, leaves: Params) -> Params:
             f"recipe {recipe.name!r} would rescale latents by {float(scale.min()):.3g} to {float(scale.max()):.3g} to "
             "tie them, which reorders their ranks; choose a recipe with an encoder of its own"
         )
-    own = {name: leaves[name] * scale for name in ("b_enc", "threshold") if name in leaves}
+    own: Params = {name: leaves[name] * scale for name in ("b_enc", "threshold") if name in leaves}
     return {**{n: a for n, a in leaves.items() if n != "W_dec"}, **own, "W_enc": scaled}
 
 
