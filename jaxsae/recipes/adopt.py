@@ -8,15 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsae.errors import ConfigError
+from jaxsae.recipes import forms
 from jaxsae.recipes.recipe import Recipe, init
 from jaxsae.recipes.state import State
-from jaxsae.sae import SAE, Column, DatasetNorm, NoNorm, PreSelect, Rank, Relu, Threshold, Unit
+from jaxsae.sae import (
+    SAE,
+    Affine,
+    Column,
+    DatasetNorm,
+    NoNorm,
+    PreSelect,
+    Rank,
+    Relu,
+    Threshold,
+    Tied,
+    TiedAffine,
+    Unit,
+)
 from jaxsae.typing import Batch, Params, PyTree
 
 #: Options that only say where training begins.
 STARTS = ("start", "init_norm", "start_scale", "start_share", "start_above", "rule")
 #: Leaves that grow with the latent's scale: pre-activations are linear in them.
-PER_SCALE = ("W_enc", "b_enc", "b_gate", "b_mag", "threshold")
+PER_SCALE = ("W_enc", "b_enc", "b_gate", "b_mag", "threshold", "log_threshold")
 #: Atoms whose norms agree so well count as equally long (bf16 files are no better).
 EQUAL_NORMS = 1e-2
 
@@ -36,9 +50,10 @@ def init_from(
     The first forward pass of the state equals the SAE.  Where the two keep their weights in different form they are
     converted, exactly in real arithmetic: a dataset norm is measured on `sample_batch` and un-folded
     (W_enc /= c_in, W_dec *= c_out, b_dec *= c_out), a centring on b_dec moves into or out of the encoder's bias, and
-    under a unit-norm dictionary latents are rescaled (codes change their unit, reconstructions do not).  Optimiser
-    moments, dead-latent counters and the step start afresh; a threshold average starts at the SAE's threshold.
-    Swept scalars, k among them, are the recipe's own.
+    under a unit-norm dictionary latents are rescaled (codes change their unit, reconstructions do not).  Thresholds
+    become learned ones or a gate, and an encoder along its atoms one matrix with them, where the recipe trains these
+    (`jaxsae.recipes.forms`).  Optimiser moments, dead-latent counters and the step start afresh; a threshold average
+    starts at the SAE's threshold.  Swept scalars, k among them, are the recipe's own.
 
     Args:
         recipe: how to go on; its slots must match those of the SAE, up to the conversions above.
@@ -60,10 +75,11 @@ def init_from(
         >>> init_from(recipe, sae, jax.random.key(2), batch).params["W_dec"].shape
         (32, 8)
     """
+    sae = forms.gated(recipe, sae)
     _check_sizes(recipe, sae)
     state = init(recipe, key, sample_batch, frozen, hyper)
     leaves: Params = {name: leaf for name, leaf in sae.params.items() if name != "k"}
-    leaves = _unfolded(recipe, sae, leaves, state.params)
+    leaves = forms.tied(recipe, sae, _unfolded(recipe, sae, leaves, state.params))
     leaves = _recentred(recipe, sae, leaves)
     leaves = _rescaled(recipe, sae, leaves, strict)
     track = _selection(recipe, sae, leaves, state.track, strict)
@@ -112,8 +128,9 @@ def _check_sizes(recipe: Recipe, sae: SAE) -> None:
                 f"recipe {recipe.name!r} expects an SAE with {name} = {size}, found {getattr(sae, name)}; "
                 f"build the recipe with {name}={getattr(sae, name)}"
             )
-    plain = all(dict(d.axes) == {"W_dec": "SE"} for d in (recipe.dictionary, sae.dictionary))
-    if not plain and not _same(recipe.dictionary, sae.dictionary):
+    plain = [dict(d.axes) == {"W_dec": "SE"} for d in (recipe.dictionary, sae.dictionary)]
+    ties = isinstance(recipe.dictionary, Tied) and plain[1]
+    if not all(plain) and not ties and not _same(recipe.dictionary, sae.dictionary):
         raise _refuse(recipe, "dictionary", recipe.dictionary, sae.dictionary, "choose a recipe with that one")
     raw_is_inner = isinstance(sae.norm, NoNorm)
     if not _same(recipe.readout, sae.readout, *(("raw",) if raw_is_inner else ())):
@@ -136,7 +153,8 @@ def _recentred(recipe: Recipe, sae: SAE, leaves: Params) -> Params:
     """Moves the centring: with b_pre = b_dec pre-activations lose b_dec @ W_enc, which the bias gives back."""
     ours: Any = getattr(recipe.encoder, "encoder", recipe.encoder)
     theirs: Any = getattr(sae.encoder, "encoder", sae.encoder)
-    if isinstance(recipe.encoder, PreSelect) != isinstance(sae.encoder, PreSelect) or not _same(ours, theirs, "b_pre"):
+    alike = _same(ours, theirs, "b_pre") or (isinstance(ours, TiedAffine) and isinstance(theirs, Affine))
+    if isinstance(recipe.encoder, PreSelect) != isinstance(sae.encoder, PreSelect) or not alike:
         raise _refuse(recipe, "encoder", ours, theirs, "choose a recipe with that one")
     if getattr(ours, "b_pre", None) == getattr(theirs, "b_pre", None):
         return leaves
@@ -145,7 +163,7 @@ def _recentred(recipe: Recipe, sae: SAE, leaves: Params) -> Params:
     if "b_gate" in leaves:
         magnitude = shift * jnp.exp(leaves["r_mag"])
         return {**leaves, "b_gate": leaves["b_gate"] + shift, "b_mag": leaves["b_mag"] + magnitude}
-    if set(ours.axes) != {"W_enc", "b_enc"}:
+    if set(ours.axes) - {"W_enc"} != {"b_enc"}:
         raise _refuse(recipe, "encoder", ours, theirs, f"use b_pre={theirs.b_pre!r}")
     return {**leaves, "b_enc": leaves["b_enc"] + shift}
 
@@ -178,6 +196,8 @@ def _selection(recipe: Recipe, sae: SAE, leaves: Params, track: PyTree, strict: 
     theirs: Any = getattr(sae.encoder, "selector", None)
     if isinstance(ours, Threshold) and isinstance(theirs, Relu):
         leaves["threshold"], theirs = jnp.zeros(recipe.d_sae), replace(ours)
+    if forms.learned(recipe, theirs, leaves):
+        return track
     seeded = _seeded(recipe, ours, theirs, leaves, track)
     if seeded is not None:
         return seeded

@@ -137,7 +137,7 @@ def _tried(studies: Sequence[Mapping[str, Any]]) -> str:
         if len(r["tried"]) > 1 or r["tried"][0].get("problem"):
             lines += [
                 f"- {_setting(t['setting'])}: "
-                + (t.get("problem") or "; ".join(f"{f['claim']}: {_short(f)}" for f in t["findings"]))
+                + "; ".join([*(f"{f['claim']}: {_short(f)}" for f in t["findings"]), *filter(None, [t.get("problem")])])
                 for t in r["tried"]
             ] + [""]
     return "\n".join(lines)

@@ -15,8 +15,9 @@ from jaxsae.science import arms, beds, fleet, measures
 from jaxsae.science.finding import Finding
 from jaxsae.science.lab import Lab, ScienceError
 
-#: Gets a lab and one of the study's settings; the first finding is the headline.
-Body = Callable[[Lab, dict[str, Any]], list[Finding]]
+#: Gets a lab and one of the study's settings; the first finding is the headline.  A body that yields its findings keeps
+#: those that it made before a later one failed.
+Body = Callable[[Lab, dict[str, Any]], Iterable[Finding]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +142,13 @@ def _record(one: Study, lab: Lab) -> dict[str, Any]:
 
 
 def _try(one: Study, lab: Lab, setting: dict[str, Any]) -> dict[str, Any]:
+    """The findings of one setting; those made before something could not be read off stay, and the problem is told."""
+    found: list[Finding] = []
+    problem = {}
     try:
-        found = one.body(lab, setting)
+        for one_more in one.body(lab, setting):
+            found.append(one_more)
     except ScienceError as e:
-        return {"setting": setting, "verdict": "not shown", "findings": [], "problem": str(e)}
-    return {"setting": setting, "verdict": found[0].verdict, "findings": [f._asdict() for f in found]}
+        problem = {"problem": str(e)}
+    verdict = found[0].verdict if found else "not shown"
+    return {"setting": setting, "verdict": verdict, "findings": [f._asdict() for f in found], **problem}

@@ -14,6 +14,7 @@ from jaxsae.recipes.adopt import adopt, init_from
 from jaxsae.sae import (
     Affine,
     BatchRule,
+    Bias,
     DatasetNorm,
     Free,
     NoNorm,
@@ -157,6 +158,95 @@ def test_thresholds():
     equal(relu_l1().export(init_from(relu_l1(), a_sae(threshold=0.0), KEY, BATCH)), a_sae())
     unit = relu_l1(selector=Threshold(), dictionary=Unit(S, D))
     equal(unit.export(init_from(unit, jump, KEY, BATCH)), jump, codes=False)
+
+
+def forth_and_back(recipe, sae, codes=True):
+    """From the SAE into training and out again: the same coder.  Returns the state."""
+    state = init_from(recipe, sae, KEY, BATCH)
+    equal(recipe.export(state), sae, codes)
+    return state
+
+
+def jumprelu(norm=NoNorm(), **options):
+    return replace(recipes.jumprelu(D, S, start_threshold=0.5, bandwidth=0.5, **options), norm=norm)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_thresholds_become_learned_ones(log):
+    """Bit for bit where they are trained as they are, to rounding through a logarithm; atoms are scaled to norm 1."""
+    sae = a_sae(threshold=np.linspace(0.1, 3.0, S), unit=True, subtract=False)
+    recipe = jumprelu(log_threshold=log)
+    state = forth_and_back(recipe, sae)
+    np.testing.assert_allclose(recipe.export(state).threshold, sae.threshold, rtol=0 if not log else 1e-6)
+    scaled = jumprelu(DatasetNorm("mean_square"), log_threshold=log)
+    forth_and_back(scaled, a_sae(threshold=np.linspace(0.1, 3.0, S)), codes=False)
+
+
+def test_a_relu_is_a_learned_threshold_at_zero_but_has_no_logarithm():
+    plain = jumprelu(log_threshold=False)
+    forth_and_back(plain, a_sae(unit=True, subtract=False))
+    log = jumprelu()
+    with pytest.raises(ConfigError, match=r"trains the logarithm.*go down to 0; train them as they are"):
+        init_from(log, a_sae(unit=True), KEY, BATCH)
+    with pytest.raises(ConfigError, match="40 thresholds of the SAE are not finite"):
+        init_from(plain, a_sae(threshold=np.inf, unit=True), KEY, BATCH)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.8])
+@pytest.mark.parametrize("unit", [False, True])
+def test_thresholds_become_a_gate(threshold, unit):
+    recipe = replace(recipes.gated(D, S), norm=NoNorm())
+    state = forth_and_back(recipe, a_sae(threshold=threshold, unit=unit), codes=unit)
+    gap = state.params["b_mag"] - state.params["b_gate"]
+    assert np.all(np.asarray(gap) >= (-1e-5 if threshold is None else 0.2))
+
+
+def test_a_trained_gate_comes_back_with_its_gain_in_the_encoder():
+    recipe = recipes.gated(D, S, lr=1e-1, lr_warm_up_steps=0)
+    state = recipes.init(recipe, KEY, BATCH)
+    for _ in range(3):
+        state, _ = recipes.step(recipe, state, BATCH)
+    assert float(jnp.abs(state.params["r_mag"]).max()) > 0.05
+    again = forth_and_back(recipe, recipe.export(state))
+    np.testing.assert_array_equal(again.params["r_mag"], 0)
+    W = state.params["W_enc"] * jnp.exp(state.params["r_mag"])[None]
+    np.testing.assert_allclose(again.params["W_enc"], W, rtol=1e-5, atol=1e-6)
+
+
+def a_tied_sae(stretch=1.0, k=None):
+    """Encoders along their atoms: w_j = d_j stretch_j, atoms d_j / stretch_j."""
+    atoms = np.random.default_rng(4).standard_normal((S, D))
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
+    stretch = np.broadcast_to(stretch, S)[:, None]
+    b = np.random.default_rng(5).standard_normal(S) * stretch[:, 0]
+    p = {"W_enc": (atoms * stretch).T, "b_enc": b, "W_dec": atoms / stretch, "b_dec": np.zeros(D)}
+    return make_sae({n: jnp.asarray(a, jnp.float32) for n, a in p.items()}, k=k, subtract_b_dec=False)
+
+
+def tied_with_bias():
+    return replace(recipes.tied_l1(D, S), readout=Bias(D))
+
+
+def test_encoders_along_their_atoms_become_one_matrix_with_them():
+    state = forth_and_back(tied_with_bias(), a_tied_sae())
+    np.testing.assert_array_equal(state.params["W_enc"], a_tied_sae().W_enc)
+    forth_and_back(tied_with_bias(), a_tied_sae(np.linspace(0.5, 2.0, S)), codes=False)
+    recipe = recipes.tied_l1(D, S)
+    trained, _ = recipes.step(recipe, recipes.init(recipe, KEY, BATCH), BATCH)
+    again = forth_and_back(recipe, recipe.export(trained))
+    np.testing.assert_allclose(again.params["W_enc"], trained.params["W_enc"], rtol=1e-6)
+
+
+def test_what_cannot_be_tied_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match=r"ties its encoder to its atoms.*no multiples of each other"):
+        init_from(tied_with_bias(), a_sae(unit=True), KEY, BATCH)
+    long = a_tied_sae()
+    long = long.replace(params={**long.params, "W_dec": 4 * long.W_dec})
+    with pytest.raises(ConfigError, match="would have norms from 2 to 2"):
+        init_from(tied_with_bias(), long, KEY, BATCH)
+    ranked = a_tied_sae(np.linspace(0.5, 2.0, S), k=K)
+    with pytest.raises(ConfigError, match="reorders their ranks"):
+        init_from(recipes.k_sparse(D, S, K), ranked, KEY, BATCH)
 
 
 @pytest.mark.parametrize("by_norm", [False, True])

@@ -7,6 +7,7 @@ import pytest
 from jaxsae.errors import ConfigError
 from jaxsae.science import Lab, finding, registered
 from jaxsae.science import studies as module
+from jaxsae.science.lab import ScienceError
 from jaxsae.science.page import page, write
 from jaxsae.science.studies import Study, run
 
@@ -72,3 +73,20 @@ def test_the_page_holds_every_study_and_try(toy, tmp_path):
     write(tmp_path, records[:1], data["run"])  # a partial run keeps the rest
     assert len(json.loads((tmp_path / "science.json").read_text())["studies"]) == 2
     assert page({}, {}).startswith("# Headline")
+
+
+def test_findings_made_before_a_problem_are_kept(tmp_path, monkeypatch):
+    def halting(lab, setting):
+        yield finding("a below b", ("a", [0.0, 0.1, 0.2]), ("b", [1.0, 1.05, 1.0]))
+        raise ScienceError("no run with L0 on both sides of 4")
+
+    made = Study("A6", "m", "somebody 2020", "a is smaller", "S1", halting, ({},))
+    monkeypatch.setattr(module, "registered", lambda: {"A6": made})
+    (record,) = run(Lab((0, 1, 2)), tmp_path, None)
+    assert record["verdict"] == "shown"
+    assert [f["claim"] for f in record["tried"][0]["findings"]] == ["a below b"]
+    how = {"command": "jaxsae science", "finished": "then", "machine": "m", "device": "d", "jaxsae": "1"}
+    write(tmp_path, [record], {**how, "python": "3", "packages": {"jax": "1"}})
+    text = (tmp_path / "science.md").read_text()
+    assert "a below b" in text
+    assert "no run with L0 on both sides of 4" in text
