@@ -1,7 +1,7 @@
 """Which mesh: as configured, and where that is left open, the one that talks least among those that fit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.sharding import Mesh
@@ -24,21 +24,23 @@ class Need:
         d_in: width of a row.
         d_sae: number of latents.
         rows: of a global batch.
+        members: runs of a fleet, each with a state of its own.
     """
 
     d_in: int
     d_sae: int
     rows: int
+    members: int = 1
 
     @property
     def state_bytes(self) -> int:
-        return STATE_BYTES * 2 * self.d_in * self.d_sae
+        return STATE_BYTES * 2 * self.d_in * self.d_sae * self.members
 
     def traffic(self, data: int, latent: int) -> float:
         """Bytes a device receives per step, by ring sums: gradients over `data`, reconstructions over `latent`."""
         gradients = 2 * (1 - 1 / data) * 8 * self.d_in * self.d_sae / latent
         reconstructions = 2 * (1 - 1 / latent) * 4 * self.d_in * self.rows / data
-        return gradients + reconstructions
+        return self.members * (gradients + reconstructions)
 
 
 @register("mesh")
@@ -49,13 +51,13 @@ class MeshConfig:
     Attributes:
         data: devices along the rows of the batch; None to choose.
         latent: devices along the latents; None to choose.
-        run: devices along the members of a fleet.
+        run: devices along the members of a sweep; None to choose.
         zero: spread the optimiser's moments over the devices of `data` too (ZeRO-1).
     """
 
     data: int | None = None
     latent: int | None = None
-    run: int = 1
+    run: int | None = None
     zero: bool = False
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class MeshConfig:
     @property
     def asks(self) -> bool:
         """Whether a number of devices is asked for."""
-        return self.data is not None or self.latent is not None or self.run > 1
+        return self.data is not None or self.latent is not None or (self.run or 1) > 1
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,14 @@ class Chosen:
 
     def __str__(self) -> str:
         shape = self.mesh.shape
-        return f"mesh data {shape['data']} x latent {shape['latent']}: {self.reason}"
+        run = f"run {shape['run']} x " if shape["run"] > 1 else ""
+        return f"mesh {run}data {shape['data']} x latent {shape['latent']}: {self.reason}"
 
 
 def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: float | None = None) -> Chosen:
     """The mesh of a run.
+
+    Members of a fleet share nothing, so if the devices divide them evenly, each device gets members of its own.
 
     Args:
         config: what is fixed.
@@ -102,16 +107,16 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
         >>> found.mesh.size, found.reason
         (1, 'there is one device')
     """
-    count, run = len(devices), config.run
-    if count % run:
-        raise ConfigError(f"a mesh with run={run} needs a multiple of {run} devices, found {count}")
-    each = count // run
-    if config.data and config.latent:
-        return _checked(config.data, config.latent, run, need, devices, "as the configuration says", config.zero)
+    count = len(devices)
     if count > 1 and devices[0].platform == "cpu" and not config.asks:
         return _checked(1, 1, 1, need, devices[:1], "CPU devices share one machine, one of them uses it", False)
+    run = _runs(config, need, count)
+    each, need = count // run, replace(need, members=need.members // run)
+    if config.data and config.latent:
+        return _checked(config.data, config.latent, run, need, devices, "as the configuration says", config.zero)
     if each == 1:
-        return _checked(1, 1, run, need, devices, "there is one device", config.zero)
+        told = "there is one device" if run == 1 else "members of a sweep share nothing but the batch"
+        return _checked(1, 1, run, need, devices, told, config.zero)
     possible = [(d, each // d) for d in range(1, each + 1) if each % d == 0 and _divides(d, each // d, config, need)]
     if not possible:
         if config.data or config.latent:  # the fixed factor is to blame: its own check names the nearest sizes
@@ -124,6 +129,21 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
     fitting = [m for m in possible if memory is None or need.state_bytes / m[1] <= USABLE * memory] or possible[:1]
     data, latent = min(fitting, key=lambda m: need.traffic(*m))
     return _checked(data, latent, run, need, devices, _reason(need, data, latent, possible, fitting), config.zero)
+
+
+def _runs(config: MeshConfig, need: Need, count: int) -> int:
+    """Devices along the members of a fleet."""
+    if config.run is None:
+        alone = config.data is None is config.latent and need.members % count == 0
+        return count if alone else 1
+    if need.members % config.run:
+        what = f"the {need.members} runs of this sweep" if need.members > 1 else "one run, which is no sweep,"
+        raise ConfigError(
+            f"{what} cannot be spread over mesh.run = {config.run} devices; expected a divisor, or leave it out"
+        )
+    if count % config.run:
+        raise ConfigError(f"a mesh with run={config.run} needs a multiple of {config.run} devices, found {count}")
+    return config.run
 
 
 def _divides(data: int, latent: int, config: MeshConfig, need: Need) -> bool:

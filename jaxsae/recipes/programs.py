@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsae import parallel
-from jaxsae.errors import ConfigError
 from jaxsae.recipes import recipe as plain
 from jaxsae.recipes.placement import placements
 from jaxsae.recipes.state import State
@@ -23,7 +22,8 @@ class Programs:
     """Init, step and evaluation of one recipe on one mesh; without a mesh, on the default device.
 
     Args:
-        recipe: the method; without a mesh, anything with a recipe's init, step and evaluate.
+        recipe: the method, or anything with a recipe's init, step and evaluate; on a mesh that also needs
+            `placements(state, mesh, zero)`, as a fleet has.
         mesh: of `jaxsae.parallel.make_mesh`; None for the default device.
         sample: a batch of the run, or its shapes.
         frozen: arrays from outside that the view reads, or their shapes.
@@ -57,9 +57,8 @@ class Programs:
             self._step: Any = partial(plain.step, recipe)
             self._evaluate: Any = partial(plain.evaluate, recipe)
             return
-        if not isinstance(recipe, plain.Recipe):
-            raise ConfigError(f"{type(recipe).__name__} {recipe.name!r} runs on one device; leave the mesh out")
-        self.placed, self.rows = placements(recipe, self.abstract, mesh, zero), parallel.sharding(mesh, "B")
+        place = getattr(recipe, "placements", partial(placements, recipe))
+        self.placed, self.rows = place(self.abstract, mesh, zero), parallel.sharding(mesh, "B")
         self.whole = NamedSharding(mesh, P())
         self.abstract = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), self.abstract, self.placed

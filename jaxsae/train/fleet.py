@@ -8,15 +8,19 @@ checkpoints and anybody's own loop take one where they take a recipe.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from jaxsae import parallel
 from jaxsae.config import register
 from jaxsae.errors import ConfigError, closest
-from jaxsae.recipes import Recipe, State
+from jaxsae.recipes import Recipe, State, letters
 from jaxsae.typing import Batch, Params, PyTree
 
 #: Where a fleet keeps, beside the trackers of its recipe, which of its runs go on.
@@ -45,11 +49,15 @@ class Fleet:
     A run whose loss or gradient stops being finite is stopped where it was before that step; the others go on, and
     every number of theirs is what it would have been alone.
 
+    On a mesh the members are spread over its axis `run`: each device steps its own, and nothing of theirs travels.  Or
+    every member is spread over `data` and `latent`, as a single run would be.
+
     Args:
         recipe: the method; its k, if swept, is the largest one.
         members: the runs.
         together: "vmap" makes one batched program of all runs, which is what accelerators like; "scan" runs the
-            members one after another inside one program, which is what few cores like; None picks by platform.
+            members one after another inside one program, which is what few cores like; None picks by platform.  Where
+            a mesh has devices along `data` or `latent` it is "scan" in any case.
 
     Example:
         >>> from jaxsae.recipes import topk
@@ -106,21 +114,30 @@ class Fleet:
             key: not used: every member has a seed of its own.
             batch: a sample of the data.
             frozen: arrays from outside that the view reads.
+
+        Raises:
+            ConfigError: the mesh in force cannot hold this fleet.
         """
         del key
+        _check_mesh(self.size)
         keys = jax.vmap(jax.random.key)(jnp.array([m.seed for m in self.members], jnp.uint32))
         defaults, columns = dict(self.recipe.hyper), [dict(m.values) for m in self.members]
         hyper = {n: np.asarray([c[n] for c in columns], _dtype(defaults[n])) for n in columns[0]}
-        init = lambda key, own: self.recipe.init(key, batch, frozen, **own)  # noqa: E731
-        states = jax.vmap(init)(keys, hyper)
+
+        def init(keys: jax.Array, hyper: Params, batch: Batch, frozen: PyTree) -> State:
+            states = jax.vmap(lambda key, own: self.recipe.init(key, batch, frozen, **own))(keys, hyper)
+            return replace(states, step=jnp.int32(0))
+
+        own, shared = P("run"), P()
+        states = _by_run(init, (own, own, shared, shared), _specs())(keys, hyper, batch, frozen)
         health = {"alive": jnp.ones(self.size, bool), "stopped": jnp.full(self.size, -1, jnp.int32)}
-        return replace(states, step=jnp.int32(0), track={**states.track, HEALTH: health})
+        return replace(states, track={**states.track, HEALTH: health})
 
     def step(self, states: State, batch: Batch, frozen: PyTree = ()) -> tuple[State, Params]:
         """One step of every run that goes on: (states, metrics [N] by name and "alive" [N] bool)."""
         health, old = states.track[HEALTH], _without_health(states)
 
-        def one(state: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
+        def one(batch: Batch, frozen: PyTree, state: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
             new, metrics = self.recipe.step(state, batch, frozen)
             # A gradient that is no number, or too large for one, would spoil parameters that are still sound.
             alive = alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -128,21 +145,56 @@ class Fleet:
             kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), *pair)
             return replace(kept, step=new.step), metrics, alive
 
-        new, metrics, alive = self._each(one, old, health["alive"])
+        new, metrics, alive = self._each(one, old, health["alive"], batch, frozen)
         stopped = jnp.where(health["alive"] & ~alive, states.step, health["stopped"])
         health = {"alive": alive, "stopped": stopped}
         return replace(new, track={**new.track, HEALTH: health}), {**metrics, "alive": alive}
 
     def evaluate(self, states: State, batch: Batch, frozen: PyTree = ()) -> Params:
         """Metrics [N] of a batch under the inference rules, and "alive" [N]."""
-        one = lambda state, _: (state, self.recipe.evaluate(state, batch, frozen), jnp.bool_(True))  # noqa: E731
-        alive = states.track[HEALTH]["alive"]
-        return {**self._each(one, _without_health(states), alive)[1], "alive": alive}
 
-    def _each(self, one: Callable, states: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
-        """Applies `one` to every run; the step count is shared, so that cadences stay real branches."""
+        def one(batch: Batch, frozen: PyTree, state: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
+            return state, self.recipe.evaluate(state, batch, frozen), alive
+
+        alive = states.track[HEALTH]["alive"]
+        return {**self._each(one, _without_health(states), alive, batch, frozen)[1], "alive": alive}
+
+    def placements(self, states: State, mesh: Mesh, zero: bool = False) -> State:
+        """The sharding of every leaf on a mesh: members on `run`, the rest as `jaxsae.recipes.placements`.
+
+        Args:
+            states: of the fleet, or the shapes of one.
+            mesh: where to.
+            zero: spread the optimiser's moments over the devices of `data` too.
+        """
+        alone = jax.eval_shape(lambda s: self.member(s, 0), states)
+        table = letters(self.recipe, alone)
+        placed = jax.tree.map(lambda _, a: parallel.sharding(mesh, "N" + a), alone, table)
+        if zero:
+            moments = jax.tree.map(lambda _, a: parallel.sharding(mesh, "N" + a, zero=True), alone.opt, table.opt)
+            placed = replace(placed, opt=moments)
+        health = {name: parallel.sharding(mesh, "N") for name in states.track[HEALTH]}
+        return replace(placed, step=parallel.sharding(mesh, ""), track={**placed.track, HEALTH: health})
+
+    def _each(
+        self, one: Callable, states: State, alive: jax.Array, batch: Batch, frozen: PyTree
+    ) -> tuple[State, Params, jax.Array]:
+        """Applies `one` to every run, where it lies; every device reads the same batch."""
+
+        def here(states: State, alive: jax.Array, batch: Batch, frozen: PyTree) -> tuple[State, Params, jax.Array]:
+            return self._together(partial(one, batch, frozen), states, alive)
+
+        own, shared = P("run"), P()
+        spread = _by_run(here, (_specs(), own, shared, shared), (_specs(), own, own))
+        return spread(states, alive, batch, frozen)
+
+    def _together(self, one: Callable, states: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
+        """The step count is shared, so that cadences stay real branches.
+
+        Where one run is itself spread over devices, they take the runs one after another.
+        """
         axes = self.recipe.over_runs()
-        if (self.together or _best()) == "vmap":
+        if (self.together or _best()) == "vmap" and not parallel.sizes():
             return jax.vmap(one, in_axes=(axes, 0), out_axes=(axes, 0, 0))(states, alive)
 
         def turn(_: Any, xs: tuple[State, jax.Array]) -> tuple[Any, Any]:
@@ -161,6 +213,33 @@ class Fleet:
     def export(self, states: State, index: int, form: str = "auto", **options: Any) -> Any:
         """The frozen SAE of one run; see `Recipe.export`."""
         return self.recipe.export(self.member(states, index), form, **options)
+
+
+def _by_run(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """`f` of all members; where the mesh in force has an axis `run`, of each device's own."""
+    sizes = parallel.sizes()
+    if "run" not in sizes:
+        return f
+    return parallel.shard(f, in_specs, out_specs)
+
+
+def _check_mesh(members: int) -> None:
+    """Devices along `run` take branches of their own, in which those along other axes would have to meet."""
+    sizes = parallel.sizes()
+    run = sizes.pop("run", 1)
+    if run > 1 and sizes:
+        raise ConfigError(
+            f"a sweep is spread over mesh.run or over data and latent, not over both; found run = {run} and {sizes}: "
+            "give run all devices, or leave it at 1"
+        )
+    if members % run:
+        raise ConfigError(f"{members} members cannot be spread evenly over mesh.run = {run} devices")
+
+
+def _specs() -> State:
+    """Members of a state on `run`, its step on all devices."""
+    own: Any = P("run")
+    return State(params=own, track=own, opt=own, hyper=own, key=own, step=P(), average=own)  # type: ignore[arg-type]
 
 
 def _without_health(states: State) -> State:

@@ -117,20 +117,17 @@ def _method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
 
 
 def _mesh(config: TrainConfig, recipe: Recipe | Fleet) -> Mesh | None:
-    """The mesh of a run; its reason is shown.  A sweep is one program on one device."""
-    if isinstance(recipe, Fleet):
-        if config.mesh.asks:
-            raise ConfigError("a sweep runs on one device; leave config key 'mesh' out, or give one value per scalar")
-        return None
+    """The mesh of a run; its reason is shown."""
     chosen = choose(config, recipe, jax.devices())
     if config.log.progress:
         print(chosen, file=sys.stderr)
     return chosen.mesh
 
 
-def choose(config: TrainConfig, recipe: Recipe, devices: Sequence[Any]) -> parallel.Chosen:
+def choose(config: TrainConfig, recipe: Recipe | Fleet, devices: Sequence[Any]) -> parallel.Chosen:
     """The mesh a run would have on these devices."""
-    need = parallel.Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens)
+    members = recipe.size if isinstance(recipe, Fleet) else 1
+    need = parallel.Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens, members)
     stats = devices[0].memory_stats() if devices[0].platform in ("gpu", "tpu") else None
     return parallel.choose_mesh(config.mesh, need, devices, (stats or {}).get("bytes_limit"))
 

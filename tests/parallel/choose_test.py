@@ -49,6 +49,15 @@ def test_one_factor_given_the_other_follows():
     assert chosen(MeshConfig(data=4, latent=2)) == (4, 2, "as the configuration says")
 
 
+def test_members_of_a_sweep_are_spread_if_they_are_enough():
+    for members, run in [(8, 8), (16, 8), (4, 1), (6, 1)]:
+        shape = choose_mesh(MeshConfig(), dataclasses.replace(NEED, members=members), chips(8)).mesh.shape
+        assert shape["run"] == run
+        assert shape["data"] * shape["latent"] == 8 // run
+    shape = choose_mesh(MeshConfig(latent=4), dataclasses.replace(NEED, members=8), chips(8)).mesh.shape
+    assert (shape["run"], shape["data"], shape["latent"]) == (1, 2, 4)
+
+
 def test_cpu_devices_are_used_only_when_asked_for():
     assert choose_mesh(MeshConfig(), NEED, jax.devices()).mesh.size == 1
     assert choose_mesh(MeshConfig(latent=4), NEED, jax.devices()).mesh.shape["data"] == 2
@@ -62,7 +71,13 @@ def test_cpu_devices_are_used_only_when_asked_for():
         (MeshConfig(data=8, latent=1), Need(64, 1024, 100), "the nearest are 96 or 104"),
         (MeshConfig(data=2, latent=4, zero=True), Need(64, 1020, 256), "the nearest are 1016 or 1024"),
         (MeshConfig(), Need(64, 1023, 255), "take d_sae = 1016 or 1024"),
-        (MeshConfig(run=3), NEED, "multiple of 3"),
+        (MeshConfig(run=3), dataclasses.replace(NEED, members=6), "multiple of 3"),
+        (
+            MeshConfig(run=4),
+            dataclasses.replace(NEED, members=6),
+            "6 runs of this sweep cannot be spread over mesh.run",
+        ),
+        (MeshConfig(run=2), NEED, "one run, which is no sweep"),
     ],
 )
 def test_impossible_meshes_are_one_sentence(config, need, words):

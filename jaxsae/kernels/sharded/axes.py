@@ -49,10 +49,9 @@ class Split:
 def split_of(rows: int, latents: int) -> Split | None:
     """How an op with these sizes is spread, or None where there is nothing to spread."""
     sizes = parallel.sizes()
-    data, latent = (
-        n if size % n == 0 else 1 for n, size in ((sizes.get("data", 1), rows), (sizes.get("latent", 1), latents))
-    )
-    return None if data == latent == 1 and not sizes else Split(data, latent)
+    there = sizes.get("data", 1), sizes.get("latent", 1)
+    data, latent = (n if size % n == 0 else 1 for n, size in zip(there, (rows, latents), strict=True))
+    return None if there == (1, 1) else Split(data, latent)
 
 
 def owned(index: jax.Array, first: jax.Array | int, size: int) -> tuple[jax.Array, jax.Array]:
