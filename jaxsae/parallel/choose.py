@@ -88,8 +88,8 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
     Args:
         config: what is fixed.
         need: sizes of the training step.
-        devices: all devices there are.  CPU devices are only used where the configuration asks for them: they share
-            the cores that one of them uses already.
+        devices: all devices there are.  Several CPU devices of one process are only used where the configuration asks
+            for them: they share the cores that one of them uses already.
         memory: bytes of one device, if known.
 
     Raises:
@@ -102,13 +102,16 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
         >>> found.mesh.size, found.reason
         (1, 'there is one device')
     """
+    several = len({d.process_index for d in devices}) > 1
+    if several:  # a process holds adjacent rows of a batch, whatever the order of the numbers in the machine
+        devices = sorted(devices, key=lambda d: (d.process_index, d.id))
     count, run = len(devices), config.run
     if count % run:
         raise ConfigError(f"a mesh with run={run} needs a multiple of {run} devices, found {count}")
     each = count // run
     if config.data and config.latent:
         return _checked(config.data, config.latent, run, need, devices, "as the configuration says", config.zero)
-    if count > 1 and devices[0].platform == "cpu" and not config.asks:
+    if count > 1 and devices[0].platform == "cpu" and not config.asks and not several:
         return _checked(1, 1, 1, need, devices[:1], "CPU devices share one machine, one of them uses it", False)
     if each == 1:
         return _checked(1, 1, run, need, devices, "there is one device", config.zero)

@@ -101,9 +101,10 @@ def train(config: TrainConfig) -> TrainResult:
         if isinstance(recipe, Fleet):
             summary, sae = export_members(recipe, fitted, run_dir, meta, summary)
         else:
-            sae = recipe.export(fitted.state, meta=meta)
-            save(sae, run_dir.sae)
-        write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n")
+            state = replace(fitted.state, opt=())  # a dictionary needs no moments
+            sae = recipe.export(parallel.to_host(state), meta=meta)
+            parallel.on_first("dictionary", lambda: save(sae, run_dir.sae))
+        parallel.on_first("summary", lambda: write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n"))
     return TrainResult(sae, fitted.state, recipe, run_dir, fitted.metrics, summary)
 
 
@@ -119,11 +120,13 @@ def _method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
 def _mesh(config: TrainConfig, recipe: Recipe | Fleet) -> Mesh | None:
     """The mesh of a run; its reason is shown.  A sweep is one program on one device."""
     if isinstance(recipe, Fleet):
+        if parallel.several():
+            raise ConfigError("a sweep runs in one process; start it once, or give one value per scalar")
         if config.mesh.asks:
             raise ConfigError("a sweep runs on one device; leave config key 'mesh' out, or give one value per scalar")
         return None
     chosen = choose(config, recipe, jax.devices())
-    if config.log.progress:
+    if config.log.progress and jax.process_index() == 0:
         print(chosen, file=sys.stderr)
     return chosen.mesh
 
