@@ -4,8 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
+from jaxsae import parallel
 from jaxsae.train import TrainConfig, train
 from jaxsae.train.memory import keep_freed_memory
 
@@ -38,7 +37,7 @@ class Train(TrainConfig):
         keep_freed_memory()
         config = TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
         result = train(config)
-        if jax.process_index() == 0:
+        if parallel.first():
             print_table(result.summary)
         return result.summary
 

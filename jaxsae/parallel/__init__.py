@@ -4,7 +4,7 @@ from jaxsae.parallel.agree import StopVote, total
 from jaxsae.parallel.choose import Chosen, MeshConfig, Need, choose_mesh
 from jaxsae.parallel.in_force import shard, sizes, use
 from jaxsae.parallel.lost import lost, peer_lost
-from jaxsae.parallel.processes import agree_on, barrier, exchange, gather, on_first, several
+from jaxsae.parallel.processes import agree_on, barrier, count, exchange, first, gather, index, on_first, several
 from jaxsae.parallel.specs import AXES, make_mesh, sharding, spec
 from jaxsae.parallel.start import Place, start
 from jaxsae.parallel.whole import to_host
@@ -19,8 +19,11 @@ __all__ = [
     "agree_on",
     "barrier",
     "choose_mesh",
+    "count",
     "exchange",
+    "first",
     "gather",
+    "index",
     "lost",
     "make_mesh",
     "on_first",

@@ -37,6 +37,11 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
+def first() -> bool:
+    """Whether this is process 0, which alone tells and writes."""
+    return jax.process_index() == 0
+
+
 def client() -> Any:
     """jax's connection to the coordination service.
 
@@ -93,7 +98,7 @@ def on_first(what: str, action: Callable[[], T]) -> T | None:
     if not several():
         return action()
     result, error = None, None
-    if index() == 0:
+    if first():
         try:
             result = action()
         except JaxsaeError as e:
@@ -120,7 +125,7 @@ def agree_on(name: str, problem: Exception | None) -> str:
 
 
 def gather(tree: T) -> list[T]:
-    """A tree of small host arrays from every process, in the order of their numbers.
+    """A tree of small host arrays from every process, bit for bit, in the order of their numbers.
 
     Example:
         >>> [int(part["n"]) for part in gather({"n": np.int64(3)})]
@@ -130,5 +135,10 @@ def gather(tree: T) -> list[T]:
         return [tree]
     from jax.experimental.multihost_utils import process_allgather
 
-    all_of_them = process_allgather(jax.tree.map(np.asarray, tree), tiled=False)
-    return [jax.tree.map(lambda a, i=i: a[i], all_of_them) for i in range(count())]
+    arrays = jax.tree.map(np.asarray, tree)
+    raw = jax.tree.map(lambda a: np.frombuffer(a.tobytes(), np.uint8), arrays)  # jax would narrow 64 bits
+    found = process_allgather(raw, tiled=False)
+    return [
+        jax.tree.map(lambda a, r, i=i: np.frombuffer(r[i].tobytes(), a.dtype).reshape(a.shape), arrays, found)
+        for i in range(count())
+    ]

@@ -242,7 +242,7 @@ def _open_log(
     last: dict[str, Record] = {}
     if run is not None:
         last = {record["kind"]: record for record in read_records(run.log, begin.step)}
-    if jax.process_index() == 0:
+    if parallel.first():
         if run is not None:
             writers.append(JsonLines(run.log, until=begin.step))
             if members:

@@ -126,7 +126,7 @@ def _mesh(config: TrainConfig, recipe: Recipe | Fleet) -> Mesh | None:
             raise ConfigError("a sweep runs on one device; leave config key 'mesh' out, or give one value per scalar")
         return None
     chosen = choose(config, recipe, jax.devices())
-    if config.log.progress and jax.process_index() == 0:
+    if config.log.progress and parallel.first():
         print(chosen, file=sys.stderr)
     return chosen.mesh
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -86,7 +87,10 @@ class RunDir:
         note, word = self.path / ".shared", uuid.uuid4().hex
         word = parallel.exchange("word", word)[0]
         parallel.on_first("shared", lambda: write_atomic(note, word))
-        found = note.read_text(encoding="utf-8") if note.exists() else ""
+        found, until = "", time.monotonic() + 20  # a network file system may show a new file late
+        while found != word and time.monotonic() < until:
+            found = note.read_text(encoding="utf-8") if note.exists() else ""
+            time.sleep(0 if found == word else 0.5)
         problem = None if found == word else ConfigError("does not see it")
         if blind := parallel.agree_on("seen", problem):
             raise ConfigError(
