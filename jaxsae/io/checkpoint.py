@@ -268,12 +268,18 @@ class Checkpoints:
 
     def _leaves(self, meta: Meta, target: dict[str, Any]) -> dict[str, jax.Array]:
         import orbax.checkpoint as ocp
+        from etils import epath  # Orbax brings it along
 
         wanted = _split({path: _raw_abstract(leaf) for path, leaf in target.items()})
         items = {name: ocp.args.StandardRestore(part) for name, part in wanted.items() if part}
 
         def arrays() -> Any:
             with _reading("arrays"):
+                if parallel.several():  # the manager waits for the others, and a damaged file may hit only one
+                    place = epath.Path(self.folder) / str(meta.step)
+                    return {
+                        name: ocp.StandardCheckpointHandler().restore(place / name, args=items[name]) for name in items
+                    }
                 return self._manager.restore(meta.step, args=ocp.args.Composite(**items))
 
         read = _together("arrays", arrays)

@@ -7,6 +7,7 @@ needs nothing and gets nothing.
 
 import glob
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -81,6 +82,7 @@ def start(
     watch()
     if place.index:
         warnings.simplefilter("ignore", ConfigWarning)  # process 0 tells
+        logging.getLogger("jaxsae").setLevel(logging.ERROR)
     require_the_same({**versions(), "processes": place.count, **(facts or {})}, place.index, place.count)
     return place
 

@@ -1,5 +1,7 @@
 """How a process learns that it is one of several, and what several of them would have to agree on."""
 
+import sys
+
 import jax
 import pytest
 
@@ -58,6 +60,19 @@ def test_a_slurm_step_of_one_task_is_one_process(monkeypatch, tasks):
         monkeypatch.setenv(name, value)
     found = where()[0]
     assert (found.count, found.told_by) == ((8, "Slurm") if tasks == 8 else (1, "one process"))
+
+
+def test_a_cloud_tpu_slice_is_recognised_where_there_are_chips(monkeypatch):
+    """Its own detection goes over the network, so it is only asked there."""
+    from jax._src import clusters
+
+    start = sys.modules["jaxsae.parallel.start"]  # the function of that name hides the module
+    for name, value in (("is_env_present", True), ("get_process_count", 4), ("get_process_id", 3)):
+        monkeypatch.setattr(clusters.GceTpuCluster, name, classmethod(lambda cls, value=value: value))
+    for chips, count in ((False, 1), (True, 4)):
+        monkeypatch.setattr(start, "_has_tpu", lambda chips=chips: chips)
+        assert where()[0].count == count
+    assert where()[0] == parallel.Place(3, 4, "a Cloud TPU slice")
 
 
 def test_differences_are_named_with_both_values_and_the_process():
