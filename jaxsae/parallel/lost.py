@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from jaxsae.errors import PeerLost
+from jaxsae.errors import JaxsaeError, PeerLost
 from jaxsae.parallel import processes
 
 #: Exit status of a process whose peer is gone (EX_TEMPFAIL): a launcher should start the same command again.
@@ -46,7 +46,8 @@ def lost(error: BaseException | None) -> bool:
     """Whether an error means that another process is gone."""
     if error is None or not joined():
         return False
-    return isinstance(error, PeerLost) or (isinstance(error, Exception) and bool(_SIGNS.search(str(error))))
+    from_jax = isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, JaxsaeError)
+    return isinstance(error, PeerLost) or (from_jax and bool(_SIGNS.search(str(error))))
 
 
 def peer_lost(error: BaseException) -> PeerLost:
@@ -91,22 +92,26 @@ def _watch_first() -> None:
     """
     host, _, port = processes.address().rpartition(":")
     while not _ending.is_set():
+        began = time.monotonic()
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as connection:
                 connection.settimeout(None)
                 while connection.recv(1024):
                     pass
-        except TimeoutError:  # a network that stalls is the heartbeat's to judge
-            continue
-        except ConnectionResetError:
-            continue
+        except (TimeoutError, ConnectionResetError):  # a network that stalls is the heartbeat's to judge
+            pass
         except OSError as e:
             return _leave_for(f"process 0 ended or cannot be reached ({e.strerror or e})")
+        if time.monotonic() - began < 1:  # somebody between closes it each time
+            _ending.wait(1)
 
 
 def _leave_for(note: str) -> None:
-    if note and not _ending.is_set():
-        _leave(AGAIN, f"jaxsae: error: {note}; the same command on all processes goes on from what was saved")
+    if note and not _ending.is_set() and joined():
+        _print(f"jaxsae: error: {note}; the same command on all processes goes on from what was saved")
+        if not processes.index():
+            time.sleep(1)  # the others read their notes through this process
+        _leave(AGAIN)
 
 
 def end(status: int, message: str = "") -> int:
@@ -128,9 +133,7 @@ def end(status: int, message: str = "") -> int:
     client, own = processes.client(), f"process {processes.index()} of {processes.count()}"
     together = False
     if status == AGAIN:  # at once: jax may be about to abort
-        os.write(2, f"{message} ({own})\n".encode())
-        _tell(message, own)
-        _leave(status)
+        _leave_with(status, message, own)
     with contextlib.suppress(Exception):
         client.key_value_set(f"jaxsae/end/{processes.index()}", message)
         client.wait_at_barrier("jaxsae/end", TOGETHER_MS)
@@ -140,16 +143,20 @@ def end(status: int, message: str = "") -> int:
         if processes.index() == 0 or message != first:
             _print(message if processes.index() == 0 else f"{message} ({own})")
         return status
-    _tell(message, own)
-    _leave(status, f"{message} ({own})")
+    _leave_with(status, message, own)
     return status
 
 
-def _tell(message: str, own: str) -> None:
+def _leave_with(status: int, message: str, own: str) -> None:
+    """Says it here, leaves a note for everybody else, and ends."""
+    _print(f"{message} ({own})")
+    note = f"{own} ended: {message.removeprefix('jaxsae: error: ')}"
     with contextlib.suppress(Exception):
-        for i in range(processes.count()):
-            processes.client().key_value_set(NOTE.format(i), f"{own} ended: {message.removeprefix('jaxsae: error: ')}")
-        time.sleep(1)  # the notes are read through this very process if it is the first
+        for i in reversed(range(processes.count())):
+            processes.client().key_value_set(NOTE.format(i), note)
+        if not processes.index():
+            time.sleep(1)
+    _leave(status)
 
 
 def _print(message: str) -> None:
@@ -157,9 +164,8 @@ def _print(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def _leave(status: int, message: str = "") -> None:
+def _leave(status: int) -> None:
     """At once, past everything that would wait for other processes."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"{message}\n".encode() if message else b"")
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(status)

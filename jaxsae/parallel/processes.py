@@ -24,22 +24,29 @@ _turns = itertools.count()
 
 def count() -> int:
     """How many processes this run has."""
-    return jax.process_count()
+    return _state().num_processes if jax.distributed.is_initialized() else jax.process_count()
 
 
 def index() -> int:
     """The number of this process, from 0."""
-    return jax.process_index()
+    return _state().process_id if jax.distributed.is_initialized() else jax.process_index()
+
+
+def _state() -> Any:
+    """What jax knows of the processes without starting their devices, which may wait for a process that is gone."""
+    from jax._src import distributed
+
+    return distributed.global_state
 
 
 def several() -> bool:
     """Whether there are more processes than this one."""
-    return jax.process_count() > 1
+    return count() > 1
 
 
 def first() -> bool:
     """Whether this is process 0, which alone tells and writes."""
-    return jax.process_index() == 0
+    return index() == 0
 
 
 def client() -> Any:
@@ -48,18 +55,14 @@ def client() -> Any:
     Raises:
         ConfigError: there is none.
     """
-    from jax._src import distributed
-
-    if distributed.global_state.client is None:
+    if _state().client is None:
         raise ConfigError("a run of several processes must begin with jaxsae.parallel.start()")
-    return distributed.global_state.client
+    return _state().client
 
 
 def address() -> str:
     """host:port of the coordination service, on process 0."""
-    from jax._src import distributed
-
-    return str(distributed.global_state.coordinator_address)
+    return str(_state().coordinator_address)
 
 
 def exchange(name: str, text: str) -> list[str]:

@@ -6,9 +6,11 @@ needs nothing and gets nothing.
 """
 
 import glob
+import hashlib
 import inspect
 import logging
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -30,6 +32,10 @@ COORDINATOR, COUNT, INDEX = "JAXSAE_COORDINATOR", "JAXSAE_PROCESS_COUNT", "JAXSA
 HEARTBEAT_SECONDS = 60
 #: Seconds for all processes to come together.
 START_SECONDS = 300
+#: Packages whose versions have to be equal.
+PACKAGES = ("jaxsae", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
+#: Environment variables that change compiled programs.
+SETTINGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 #: What jax calls the clusters that are recognised.
 CLUSTERS = {"slurm": "Slurm", "gketpu": "a TPU slice of GKE", "gcetpu": "a Cloud TPU slice"}
 
@@ -175,13 +181,21 @@ def _at_most(seconds: int, place: Place) -> Iterator[None]:
 
 
 def versions() -> dict[str, Any]:
-    """Versions of everything that has a part in a training step or in its files."""
+    """Everything besides the configuration that decides which programs a process compiles and which files it writes.
+
+    The files of jaxsae are compared too: a table of kernels tuned on one machine would make its programs differ.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("jaxsae", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy"):
+    found = {"python": ".".join(map(str, sys.version_info[:2]))}
+    for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "none"
-    return {"version": found}
+    digest = hashlib.sha256()
+    root = pathlib.Path(__file__).parents[1]
+    for file in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".json")):
+        digest.update(f"{file.relative_to(root)}".encode() + file.read_bytes())
+    found["jaxsae_files"] = digest.hexdigest()[:12]
+    return {"version": found, "environment": {name: os.environ.get(name) for name in SETTINGS}}

@@ -134,8 +134,11 @@ def _mesh(config: TrainConfig, recipe: Recipe | Fleet) -> Mesh | None:
 def choose(config: TrainConfig, recipe: Recipe, devices: Sequence[Any]) -> parallel.Chosen:
     """The mesh a run would have on these devices."""
     need = parallel.Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens)
-    stats = devices[0].memory_stats() if devices[0].platform in ("gpu", "tpu") else None
-    return parallel.choose_mesh(config.mesh, need, devices, (stats or {}).get("bytes_limit"))
+    own = next(d for d in devices if d.process_index == parallel.index())
+    stats = own.memory_stats() if own.platform in ("gpu", "tpu") else None
+    limits = parallel.exchange("memory", json.dumps((stats or {}).get("bytes_limit")))  # all have to choose alike
+    known = [limit for limit in map(json.loads, limits) if limit]
+    return parallel.choose_mesh(config.mesh, need, devices, min(known, default=None))
 
 
 def _source(cache: Cache, site: str, config: TrainConfig, size: int, split: str, mesh: Mesh | None) -> CacheSource:

@@ -307,3 +307,30 @@ def test_a_process_that_nobody_joins_ends_with_a_sentence(tmp_path):
     with Group(tmp_path, 1, ["-m", "jaxsae", "doctor"], only=only) as one:
         assert one.statuses() == [75]
         assert one.said(0).startswith("jaxsae: error: the 2 processes did not all come together within 2 s")
+
+
+def test_an_error_of_one_process_is_told_by_all(tmp_path):
+    code = """
+        import sys, time
+        from jaxsae import parallel
+        from jaxsae.parallel.lost import end
+        if parallel.start().index == 1:
+            sys.exit(end(1, "jaxsae: error: a file is damaged"))
+        time.sleep(60)
+    """
+    with Group(tmp_path, 3, ["-c", textwrap.dedent(code)]) as three:
+        assert three.statuses(within=40) == [75, 1, 75], three.everything()
+        assert three.said(1) == "jaxsae: error: a file is damaged (process 1 of 3)"
+        for i in (0, 2):
+            assert three.said(i).startswith("jaxsae: error: process 1 of 3 ended: a file is damaged; the same command")
+
+
+def test_a_process_that_hangs_is_given_up_after_the_heartbeat_time(tmp_path):
+    """A stopped process closes no connection, like a machine that is gone; jax itself aborts and names it."""
+    code = "import time; from jaxsae import parallel; parallel.start(); print('there', flush=True); time.sleep(100)"
+    quick = {i: {"JAXSAE_HEARTBEAT_SECONDS": "4"} for i in (0, 1)}
+    with Group(tmp_path, 2, ["-c", code], only=quick) as two:
+        two.until(lambda: all("there" in two.said(i, "out") for i in (0, 1)))
+        two.processes[1].send_signal(signal.SIGSTOP)
+        assert two.processes[0].wait(30) == -signal.SIGABRT
+        assert "stopped sending heartbeats" in two.said(0)
