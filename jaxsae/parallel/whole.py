@@ -34,11 +34,29 @@ def _one(x: Any) -> Any:
         return jax.random.wrap_key_data(_one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
     if x.is_fully_replicated:
         return np.asarray(x.addressable_data(0))
+    return in_pieces(x)
+
+
+def in_pieces(x: jax.Array) -> np.ndarray:
+    """A spread array as a host array, at most `PIECE` bytes of it whole on the devices at a time."""
     out = np.empty(x.shape, x.dtype)
-    axis = int(np.argmax(x.shape))
-    rows = max(1, PIECE // max(1, math.prod(x.shape) // x.shape[axis] * x.dtype.itemsize))
+    axis, rows = _cut(x)
+    piece = jax.jit(
+        lambda a, at: jax.lax.dynamic_slice_in_dim(a, at, rows, axis),
+        out_shardings=NamedSharding(x.sharding.mesh, P()),  # type: ignore[attr-defined]
+    )
     for start in range(0, x.shape[axis], rows):
-        part = (slice(None),) * axis + (slice(start, min(start + rows, x.shape[axis])),)
-        piece = jax.jit(lambda a, part=part: a[part], out_shardings=NamedSharding(x.sharding.mesh, P()))(x)  # type: ignore[attr-defined]
-        out[part] = np.asarray(piece.addressable_data(0))
+        at = min(start, x.shape[axis] - rows)  # the last piece overlaps the one before
+        here = (slice(None),) * axis + (slice(at, at + rows),)
+        out[here] = np.asarray(piece(x, at).addressable_data(0))
     return out
+
+
+def _cut(x: jax.Array) -> tuple[int, int]:
+    """The axis along which pieces are cut, one that is not spread, so that devices cut alone; and rows per piece."""
+    spec = tuple(x.sharding.spec) + (None,) * x.ndim  # type: ignore[attr-defined]
+    free = [axis for axis in range(x.ndim) if spec[axis] is None]
+    if not free:
+        return 0, x.shape[0]
+    axis = max(free, key=lambda a: x.shape[a])
+    return axis, max(1, min(x.shape[axis], PIECE // max(1, math.prod(x.shape) // x.shape[axis] * x.dtype.itemsize)))
