@@ -88,7 +88,8 @@ def start(
     watch()
     if place.index:
         warnings.simplefilter("ignore", ConfigWarning)  # process 0 tells
-        logging.getLogger("jaxsae").setLevel(logging.ERROR)
+        for name in ("jaxsae", "absl"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     require_the_same({**versions(), "processes": place.count, **(facts or {})}, place.index, place.count)
     return place
 

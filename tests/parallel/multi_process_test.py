@@ -332,5 +332,5 @@ def test_a_process_that_hangs_is_given_up_after_the_heartbeat_time(tmp_path):
     with Group(tmp_path, 2, ["-c", code], only=quick) as two:
         two.until(lambda: all("there" in two.said(i, "out") for i in (0, 1)))
         two.processes[1].send_signal(signal.SIGSTOP)
-        assert two.processes[0].wait(30) == -signal.SIGABRT
+        assert two.processes[0].wait(30) in (-signal.SIGABRT, 1)  # 1 with jax 0.7
         assert "stopped sending heartbeats" in two.said(0)
