@@ -33,6 +33,16 @@ class HostError(JaxsaeError):
     """A host model, tokenizer or site that cannot be had."""
 
 
+class PeerLost(JaxsaeError):
+    """Another process of the same run ended or cannot be reached.
+
+    Attributes:
+        status: what a command should exit with (EX_TEMPFAIL): starting the same command again continues the run.
+    """
+
+    status = 75
+
+
 def closest(name: str, options) -> str:
     """A hint such as `; did you mean 'k'?`, or the list of options when nothing is near.
 

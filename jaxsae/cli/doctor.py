@@ -50,11 +50,14 @@ class Doctor:
 
     def run(self) -> dict[str, Any]:
         """Prints the findings and returns them."""
+        from jaxsae import parallel
+
         found = findings()
-        if self.json_path is not None:
-            self.json_path.parent.mkdir(parents=True, exist_ok=True)
-            self.json_path.write_text(json.dumps(found, indent=1) + "\n")
-        _show(found)
+        if parallel.first():  # of several processes
+            if self.json_path is not None:
+                self.json_path.parent.mkdir(parents=True, exist_ok=True)
+                self.json_path.write_text(json.dumps(found, indent=1) + "\n")
+            _show(found)
         return found
 
 

@@ -1,5 +1,6 @@
 """`jaxsae eval`: the numbers of a dictionary."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxsae.evals.evaluate import EvalConfig
+from jaxsae.evals.reconstruction import silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +59,23 @@ def run(
     config: EvalConfig = EvalConfig(),
 ) -> dict[str, Any]:
     """Evaluates with progress, prints the table, writes the JSON file; see `Eval` and `report.open_subject`."""
+    from jaxsae import parallel
     from jaxsae.cli._stages import stages
     from jaxsae.report import evaluated, open_subject
     from jaxsae.report.page import plain
     from jaxsae.train.run_dir import write_atomic
 
     subject = open_subject(path, cache=cache, host=host, site=site)
-    with stages() as progress:
+    with stages() if parallel.first() else contextlib.nullcontext(silent) as progress:
         numbers = plain(evaluated(subject, config, progress))
-    output = output or beside(path, subject.folder, "eval.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, json.dumps(numbers, indent=1) + "\n")
-    print_numbers(subject.name, numbers, str(output))
+    place = output or beside(path, subject.folder, "eval.json")
+
+    def tell() -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(place, json.dumps(numbers, indent=1) + "\n")
+        print_numbers(subject.name, numbers, str(place))
+
+    parallel.on_first("evaluation", tell)
     return numbers
 
 

@@ -6,7 +6,10 @@ import pathlib
 import time
 from typing import Any
 
+from jaxsae import parallel
 from jaxsae.data import Cache, HarvestConfig, harvest, open_cache
+from jaxsae.data.harvest import summary as whole
+from jaxsae.data.shares import claim_together, shares
 from jaxsae.data.store import Folder
 
 
@@ -44,12 +47,16 @@ def run(
     """
     import rich.console
 
-    console = rich.console.Console(stderr=True)
+    console = rich.console.Console(stderr=True, quiet=not parallel.first())
     start = time.perf_counter()
     corpus = config.open_corpus()
     host = config.load_host() if host is None else host
     config.manifest(host, corpus)  # an impossible site or policy is noticed before anything runs
-    estimate = config.estimate(host, corpus, measure=True)
+    mine = shares(config, out, len(corpus), parallel.index(), parallel.count())
+    shared = parallel.several() or len(mine) > 1  # this call is about all parts, not about one of them
+    of = dataclasses.replace(config, part=0, parts=1) if shared else config
+    estimate = of.estimate(host, corpus, measure=True)
+    estimate = dataclasses.replace(estimate, seconds=(estimate.seconds or 0) / parallel.count())
     free = Folder(out).free_bytes()
     console.print(
         f"{corpus.identity['name']} through {host.name}: about {estimate.tokens:,} tokens, {estimate.rows:,} rows, "
@@ -58,25 +65,46 @@ def run(
     )
     facts: dict[str, Any] = {"estimate": dataclasses.asdict(estimate)}
     if estimate_only:
-        print(json.dumps(facts["estimate"]))
+        if parallel.first():
+            print(json.dumps(facts["estimate"]))
         return facts
     ready = time.perf_counter()
-    with _progress_bar(console) as bar:
-        task = bar.add_task("tokens", total=estimate.tokens, rows=0)
-        summary = harvest(
-            config,
-            out,
-            host=host,
-            corpus=corpus,
-            say=lambda tokens, rows: bar.update(task, completed=tokens, rows=rows),
-        )
+    summary = _harvest(mine, out, host, corpus, console, estimate.tokens // parallel.count())
+    if shared:
+        cache = open_cache(out)
+        summary = whole(cache.manifest, cache.progress)
     seconds = {"prepare": ready - start, "harvest": time.perf_counter() - ready}
     facts |= {"out": str(out), **summary, "seconds": seconds}
-    name = "harvest.json" if config.parts == 1 else f"harvest-{config.part:05d}.json"
-    Folder(out).write_json(name, facts)
-    if sum(summary["rows"].values()):
+    name = "harvest.json" if config.parts == 1 or shared else f"harvest-{config.part:05d}.json"
+    parallel.on_first("facts", lambda: Folder(out).write_json(name, facts))
+    if _rows(summary):
         _table(console, open_cache(out), facts)
     return facts
+
+
+def _harvest(
+    mine: list[HarvestConfig], out: str | pathlib.Path, host: Any, corpus: Any, console: Any, tokens: int
+) -> dict[str, Any]:
+    """Harvests the parts of this process one after another; returns when all processes have theirs."""
+    summary: dict[str, Any] = {}
+    if parallel.several():
+        claim_together(mine[0] if mine else None, out, host, corpus)
+    with _progress_bar(console) as bar:
+        task = bar.add_task("tokens", total=tokens, rows=0)
+        tokens_before, rows_before = 0, 0
+
+        def say(tokens: int, rows: int) -> None:
+            bar.update(task, completed=tokens_before + tokens, rows=rows_before + rows)
+
+        for part in mine:
+            summary = harvest(part, out, host=host, corpus=corpus, say=say)
+            tokens_before, rows_before = tokens_before + summary["tokens_run"], rows_before + _rows(summary)
+    parallel.barrier("harvested")
+    return summary
+
+
+def _rows(summary: dict[str, Any]) -> int:
+    return sum(summary["rows"].values())
 
 
 def _progress_bar(console: Any) -> Any:

@@ -4,9 +4,10 @@ import dataclasses
 import importlib
 import os
 import sys
+import traceback
 from typing import Annotated, Any, Union, get_type_hints
 
-from jaxsae.config import from_dict, read_file
+from jaxsae.config import from_dict, read_file, to_dict
 from jaxsae.errors import ConfigError, JaxsaeError, closest
 
 #: Command -> (module:class, one line of help).  A command is a frozen dataclass with `run() -> dict`.
@@ -35,6 +36,8 @@ COMMANDS = {
     "science": ("jaxsae.cli.science:Science", "the headline claim of every method's paper, in miniature"),
     "doctor": ("jaxsae.cli.doctor:Doctor", "devices, versions, caches, and what is missing for which feature"),
 }
+#: Those that run on several processes.
+SEVERAL = ("harvest", "train", "eval", "doctor")
 
 
 def usage() -> str:
@@ -52,24 +55,38 @@ def usage() -> str:
             "",
             "`jaxsae COMMAND --help` lists the options of a command.  --config FILE.yaml gives other defaults;",
             "options on the command line win over it.",
+            "",
+            "harvest, train, eval and doctor run on several processes: the same command on each, recognised by",
+            "itself on Cloud TPU, GKE and Slurm; elsewhere with --coordinator HOST:PORT --process-count N",
+            "--process-id I, or $JAXSAE_COORDINATOR, $JAXSAE_PROCESS_COUNT and $JAXSAE_PROCESS_ID.",
         ]
     )
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point of the `jaxsae` script; exits with 0, 1 (a named error), 2 (a wrong call) or 130 (interrupted)."""
+    """Entry point of the `jaxsae` script.
+
+    Exits with 0, 1 (a named error), 2 (a wrong call), 75 (another process was lost) or 130 (interrupted).
+    """
+    from jaxsae.parallel.lost import end, joined, lost, peer_lost
+
     args = sys.argv[1:] if args is None else args
     try:
-        status = _dispatch(args)
+        status = end(_dispatch(args))
     except JaxsaeError as e:
-        print(f"jaxsae: error: {e}", file=sys.stderr)
-        status = getattr(e, "status", 1)
+        status = end(getattr(e, "status", 1), f"jaxsae: error: {e}")
     except KeyboardInterrupt:
-        print("jaxsae: interrupted; the same command continues where it can", file=sys.stderr)
-        status = 130
+        status = end(130, "jaxsae: interrupted; the same command continues where it can")
     except BrokenPipeError:  # e.g. `jaxsae doctor | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except Exception as e:
+        if lost(e):
+            status = end(75, f"jaxsae: error: {peer_lost(e)}")
+        elif joined():
+            status = end(1, traceback.format_exc())
+        else:
+            raise
     sys.stdout.flush()
     sys.exit(status)
 
@@ -90,8 +107,25 @@ def _dispatch(args: list[str]) -> int:
         hint = f"; possible: {', '.join(groups)}" if groups else closest(name, COMMANDS)
         print(f"jaxsae: error: no command {name!r}{hint}", file=sys.stderr)
         return 2
-    parse(name, rest).run()
+    place, rest = _take_processes(rest)
+    command = parse(name, rest)
+    _join(name, command, place)
+    command.run()
     return 0
+
+
+def _join(name: str, command: Any, place: dict[str, Any]) -> None:
+    """Makes this process one of several, where it is started as one."""
+    from jaxsae import parallel
+    from jaxsae.parallel.start import where
+
+    if name in SEVERAL:
+        parallel.start(**place, facts={"command": name, "config": to_dict(command)})
+    elif (found := where(**place)[0]).count > 1:
+        raise ConfigError(
+            f"`jaxsae {name}` runs in one process, but this is one of {found.count} (told by {found.told_by}); start "
+            "it once, on one machine"
+        )
 
 
 def parse(name: str, args: list[str]) -> Any:
@@ -124,14 +158,26 @@ def _untagged(data: dict, cls: type, path: str) -> dict:
 
 
 def _take_config(args: list[str]) -> tuple[str | None, list[str]]:
-    """`--config FILE` or `--config=FILE`, taken out of the arguments."""
+    return _take("--config", "the path of a YAML file", args)
+
+
+def _take_processes(args: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What says which of several processes this is, for `parallel.start`."""
+    coordinator, args = _take("--coordinator", "host:port of process 0", args)
+    count, args = _take("--process-count", "a number", args)
+    index, args = _take("--process-id", "a number", args)
+    return {"coordinator": coordinator, "count": count, "index": index}, args
+
+
+def _take(option: str, what: str, args: list[str]) -> tuple[str | None, list[str]]:
+    """`--option VALUE` or `--option=VALUE`, taken out of the arguments."""
     for i, arg in enumerate(args):
-        if arg == "--config":
+        if arg == option:
             if i + 1 == len(args):
-                raise ConfigError("--config needs the path of a YAML file after it")
+                raise ConfigError(f"{option} needs {what} after it")
             return args[i + 1], args[:i] + args[i + 2 :]
-        if arg.startswith("--config="):
-            return arg.removeprefix("--config="), args[:i] + args[i + 1 :]
+        if arg.startswith(f"{option}="):
+            return arg.removeprefix(f"{option}="), args[:i] + args[i + 1 :]
     return None, args
 
 

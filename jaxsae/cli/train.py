@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from jaxsae import parallel
 from jaxsae.train import TrainConfig, train
 from jaxsae.train.memory import keep_freed_memory
 
@@ -36,7 +37,8 @@ class Train(TrainConfig):
         keep_freed_memory()
         config = TrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)})
         result = train(config)
-        print_table(result.summary)
+        if parallel.first():
+            print_table(result.summary)
         return result.summary
 
 

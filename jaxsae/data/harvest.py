@@ -7,15 +7,19 @@ step with the place where the next block begins.  So a killed harvest, run again
 it writes does not depend on where it was killed.
 """
 
+import collections
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxsae import parallel
 from jaxsae.data.activations import DropPolicy, Harvested, batched
 from jaxsae.data.corpora import Corpus, as_corpus
 from jaxsae.data.harvest_config import HarvestConfig
+from jaxsae.data.manifest import SPLITS, Manifest, Progress
+from jaxsae.data.stats import SiteStats
 from jaxsae.data.writer import Block, CacheWriter
 from jaxsae.errors import DataError
 
@@ -62,7 +66,7 @@ def harvest(
             f"{config.tokens} asked for; ask for at least as many or name another folder"
         )
     if writer.progress.done and (left == 0 or cursor.get("ended")):
-        return summary(writer)
+        return summary(writer.manifest, [writer.progress])
     writer.reopen()
     check_free_disk(config, host, corpus, writer)
     stream = config.windows(host, corpus, state=cursor["windows"])
@@ -81,7 +85,7 @@ def harvest(
     if not done:
         raise DataError(f"the corpus {corpus.identity['name']!r} holds no text; expected at least one token")
     _finish(writer, ended=limit is None or done < limit)
-    return summary(writer)
+    return summary(writer.manifest, [writer.progress])
 
 
 def _finish(writer: CacheWriter, ended: bool) -> None:
@@ -113,6 +117,7 @@ def check_free_disk(config: HarvestConfig, host: Any, corpus: Corpus, writer: Ca
     free = writer.folder.free_bytes()
     estimate = config.estimate(host, corpus)
     needed = estimate.bytes - sum(writer.progress.rows.values()) * writer.manifest.row_bytes
+    needed *= parallel.count()  # the others need about as much, and most often on the same disk
     if free is not None and needed > free:
         raise DataError(
             f"this harvest needs about {needed / 1e9:.2f} GB more in {writer.folder}, but only {free / 1e9:.2f} GB "
@@ -120,21 +125,24 @@ def check_free_disk(config: HarvestConfig, host: Any, corpus: Corpus, writer: Ca
         )
 
 
-def summary(writer: CacheWriter) -> dict[str, Any]:
-    """Plain facts about what a writer has written."""
-    progress, manifest = writer.progress, writer.manifest
-    run = (progress.cursor or {}).get("run", 0) * manifest.text.get("context_size", 1)
+def summary(manifest: Manifest, parts: Sequence[Progress]) -> dict[str, Any]:
+    """Plain facts about what the writers of some parts of a cache have written."""
+    rows = {split: sum(p.rows[split] for p in parts) for split in SPLITS}
+    dropped = collections.Counter[str]()
+    for part in parts:
+        dropped.update(part.dropped)
+    run = sum((p.cursor or {}).get("run", 0) for p in parts)
     return {
-        "rows": dict(progress.rows),
-        "tokens_run": run,
-        "dropped": dict(progress.dropped),
-        "bytes": sum(progress.rows.values()) * manifest.row_bytes,
-        "sites": {site: {"width": d, **_site_facts(writer, site)} for site, d in manifest.sites},
+        "rows": rows,
+        "tokens_run": run * manifest.text.get("context_size", 1),
+        "dropped": dict(dropped),
+        "bytes": sum(rows.values()) * manifest.row_bytes,
+        "sites": {site: {"width": d, **_site_facts(parts, site)} for site, d in manifest.sites},
     }
 
 
-def _site_facts(writer: CacheWriter, site: str) -> dict[str, float]:
-    stats = writer.progress.stats["train"][site]
+def _site_facts(parts: Sequence[Progress], site: str) -> dict[str, float]:
+    stats = SiteStats.merge(p.stats["train"][site] for p in parts)
     return {
         "mean_norm": stats.mean_norm,
         "median_norm": stats.norm_quantile(0.5),

@@ -47,7 +47,7 @@ class HarvestConfig:
         shuffle_tokens: tokens whose rows are shuffled together; what a kill loses at most.
         compression: of the stored rows.
         part: which share of the documents this process harvests.
-        parts: into how many shares they are divided.
+        parts: into how many shares they are divided; the processes of one run share them out by themselves.
 
     Example:
         >>> HarvestConfig(corpus="news", tokens=200_000).context_size

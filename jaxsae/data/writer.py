@@ -66,7 +66,7 @@ class CacheWriter:
             raise DataError(
                 f"part {part} is not one of the {manifest.parts} parts of this cache (0 to {manifest.parts - 1})"
             )
-        _claim(self.folder, manifest)
+        claim(path, manifest)
         self._folder = part_folder(self.folder, part)
         found = Progress.read(self._folder)
         self._folder.remove_leftovers()
@@ -188,8 +188,13 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
-def _claim(folder: Folder, manifest: Manifest) -> None:
-    """Writes the manifest, or compares it with the one that is there."""
+def claim(path: str | os.PathLike, manifest: Manifest) -> None:
+    """Writes the manifest, or compares it with the one that is there.
+
+    Raises:
+        DataError: another cache, or other files, are in the folder.
+    """
+    folder = Folder(path)
     if folder.read_json("manifest.json") is None:
         if not folder.is_empty():
             raise DataError(f"{folder} holds other files and no cache; name a new or an empty folder")

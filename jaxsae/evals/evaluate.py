@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxsae.config import register
@@ -59,6 +60,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """All numbers about a dictionary on one site of a cache.
 
+    In a run of several processes all of them have to call it: each works through its share of the batches, and all get
+    the same numbers.
+
     Args:
         sae: any exported or loaded dictionary.
         cache: the activation cache; its held-out split is used, its training split gives the mean for the ablation.
@@ -84,8 +88,11 @@ def evaluate(
             f"the dictionary reads width {sae.d_in}, but {site!r} has width {split.d(site)} in this cache"
         )
     rows = split.rows if config.rows is None else min(split.rows, config.rows)
-    batches = split_batches(split, site, config.batch_rows, rows)
-    seen = reconstruction(sae, batches, batch_rows=config.batch_rows, total=rows, progress=progress)
+    share = (jax.process_index(), jax.process_count())
+    batches = split_batches(split, site, config.batch_rows, rows, share)
+    seen = reconstruction(
+        sae, batches, batch_rows=config.batch_rows, total=rows // share[1], progress=progress, together=True
+    )
     out: dict[str, Any] = {**seen.numbers, "rows": int(seen.numbers["rows"])}
     if host is not None and config.ce_tokens:
         out |= loss_recovered(
@@ -99,6 +106,7 @@ def evaluate(
             bootstrap=config.bootstrap,
             seed=config.seed,
             progress=progress,
+            share=share,
         )
     out["density_histogram"] = metrics.density_histogram(seen.density)
     facts = {

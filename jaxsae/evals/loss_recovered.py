@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsae import parallel
 from jaxsae.errors import ConfigError, DataError
 from jaxsae.evals.reconstruction import Progress, padded, silent
 from jaxsae.hosts import Host
@@ -75,6 +76,7 @@ def loss_recovered(
     bootstrap: int = 1000,
     seed: int = 0,
     progress: Progress = silent,
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """Cross-entropy with the site untouched, reconstructed, mean-ablated and zero-ablated, over the same tokens.
 
@@ -96,6 +98,7 @@ def loss_recovered(
         bootstrap: resamples of the documents.
         seed: of the resampling.
         progress: called after every batch.
+        share: (number of this process, of how many) where all processes of a run share the batches.
 
     Returns:
         clean_ce, sae_ce, mean_ce, zero_ce, loss_recovered_mean, loss_recovered_zero, kl (sae), kl_mean, kl_zero,
@@ -108,12 +111,13 @@ def loss_recovered(
     _check(sae, host, site, mean)
     documents, where = np.unique(data.document, return_inverse=True)
     sums = np.zeros((len(documents), 8))  # 4 losses, 3 divergences, count
-    for start in range(0, len(data.tokens), batch_windows):
+    for start in range(share[0] * batch_windows, len(data.tokens), share[1] * batch_windows):
         part = slice(start, start + batch_windows)
         tokens, length = (jnp.asarray(padded(a[part], batch_windows)) for a in (data.tokens, data.length))
         found = _batch(host.model, site, replace_from, host.params, sae, jnp.asarray(mean, jnp.float32), tokens, length)
         np.add.at(sums, where[part], np.asarray(found, np.float64)[: len(where[part])])
         progress("cross-entropy", min(start + batch_windows, len(data.tokens)), len(data.tokens))
+    sums = np.sum(parallel.gather(sums), axis=0) if share[1] > 1 else sums
     numbers = _numbers(sums.sum(0))
     bad = [n for n in ("clean_ce", "sae_ce", "mean_ce", "zero_ce") if not math.isfinite(numbers[n])]
     if bad:

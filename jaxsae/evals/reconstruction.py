@@ -1,5 +1,6 @@
 """Reconstruction and sparsity of a dictionary over a cache split, or over any batches."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsae import parallel
 from jaxsae.errors import ConfigError, DataError
 from jaxsae.evals import metrics
 from jaxsae.sae import SAE
@@ -32,7 +34,13 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruction(
-    sae: SAE, batches: Iterable[Any], *, batch_rows: int = 1024, total: int = 0, progress: Progress = silent
+    sae: SAE,
+    batches: Iterable[Any],
+    *,
+    batch_rows: int = 1024,
+    total: int = 0,
+    progress: Progress = silent,
+    together: bool = False,
 ) -> Reconstruction:
     """Metrics of a dictionary over batches; see `metrics.finish` for formulas and reductions.
 
@@ -43,6 +51,7 @@ def reconstruction(
         batch_rows: rows per device call.
         total: rows to come, for the progress only.
         progress: called after every batch.
+        together: every process of a run calls this, each with its own batches; the numbers are about all of them.
 
     Raises:
         DataError: no rows, or rows that are not finite.
@@ -62,6 +71,8 @@ def reconstruction(
         sums = _add(sums, sae, x, y, mask)
         done += int(mask.sum())
         progress("reconstruction", done, max(total, done))
+    if together and parallel.several():
+        sums = functools.reduce(metrics.merge, parallel.gather(jax.device_get(sums)))
     numbers = metrics.finish(sums)
     if not numbers["rows"]:
         raise DataError("there are no rows to evaluate; expected at least one batch (is the held-out split empty?)")
@@ -73,10 +84,15 @@ def reconstruction(
     return Reconstruction(numbers, metrics.density(sums))
 
 
-def split_batches(split: Any, site: str | None, batch_rows: int = 1024, limit: int | None = None) -> Iterator[Any]:
-    """Rows of a cache split in the order they are stored, `batch_rows` at a time, at most `limit` of them."""
+def split_batches(
+    split: Any, site: str | None, batch_rows: int = 1024, limit: int | None = None, share: tuple[int, int] = (0, 1)
+) -> Iterator[Any]:
+    """Rows of a cache split in the order they are stored, `batch_rows` at a time, at most `limit` of them.
+
+    With `share = (i, n)`, every n-th batch from the i-th on.
+    """
     stop = split.rows if limit is None else min(split.rows, limit)
-    for start in range(0, stop, batch_rows):
+    for start in range(share[0] * batch_rows, stop, share[1] * batch_rows):
         yield split.read(start, min(start + batch_rows, stop), site)
 
 

@@ -21,7 +21,9 @@ def _keep(record: logging.LogRecord) -> bool:
 
 
 def _hook(unraisable: Any) -> None:
-    late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
+    text = str(unraisable.exc_value)
+    late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in text
+    late = late or text.startswith("Encountered error while reading array index")
     if not (late and _users):
         _previous(unraisable)
 

@@ -10,17 +10,19 @@ used.  Nothing in these files is executed.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxsae.errors import CheckpointError
+from jaxsae import parallel
+from jaxsae.errors import CheckpointError, JaxsaeError
 from jaxsae.io import digest
 from jaxsae.io._quiet import quiet_orbax
 from jaxsae.io.checkpoint_meta import Damaged, Meta, check_leaves, describe, seal, unseal
@@ -156,7 +158,9 @@ class Checkpoints:
                 f"{_mib(free)} are free; make room and run again, earlier checkpoints are intact"
             )
 
-    def _failed(self, step: int, error: Exception) -> CheckpointError:
+    def _failed(self, step: int, error: Exception) -> JaxsaeError:
+        if parallel.lost(error):
+            return parallel.peer_lost(error)
         return CheckpointError(
             f"the checkpoint of step {step} could not be written to {self.folder!r} ({_short(error)}); check the free "
             f"space and the permissions and run again, earlier checkpoints are intact"
@@ -196,7 +200,7 @@ class Checkpoints:
         skipped: list[tuple[int, str]] = []
         for candidate in self._candidates(step):
             try:
-                meta = self._meta(candidate)
+                meta = _together("meta", functools.partial(self._meta, candidate))
                 check_leaves(meta, target, self.folder)
                 return Restored(self._read(meta, target), meta, tuple(skipped))
             except Damaged as e:
@@ -236,8 +240,12 @@ class Checkpoints:
             self._manager.delete(step)
             return
         place = os.path.join(self.folder, f"damaged-{step}")
-        shutil.rmtree(place, ignore_errors=True)
-        os.rename(os.path.join(self.folder, str(step)), place)
+
+        def move() -> None:
+            shutil.rmtree(place, ignore_errors=True)
+            os.rename(os.path.join(self.folder, str(step)), place)
+
+        parallel.on_first("set aside", move)
         self._manager.reload()
 
     def _candidates(self, step: int | None) -> list[int]:
@@ -260,11 +268,21 @@ class Checkpoints:
 
     def _leaves(self, meta: Meta, target: dict[str, Any]) -> dict[str, jax.Array]:
         import orbax.checkpoint as ocp
+        from etils import epath  # Orbax brings it along
 
         wanted = _split({path: _raw_abstract(leaf) for path, leaf in target.items()})
         items = {name: ocp.args.StandardRestore(part) for name, part in wanted.items() if part}
-        with _reading("arrays"):
-            read = self._manager.restore(meta.step, args=ocp.args.Composite(**items))
+
+        def arrays() -> Any:
+            with _reading("arrays"):
+                if parallel.several():  # the manager waits for the others, and a damaged file may hit only one
+                    place = epath.Path(self.folder) / str(meta.step)
+                    return {
+                        name: ocp.StandardCheckpointHandler().restore(place / name, args=items[name]) for name in items
+                    }
+                return self._manager.restore(meta.step, args=ocp.args.Composite(**items))
+
+        read = _together("arrays", arrays)
         flat = {path: leaf for name in items for path, leaf in read[name].items()}
         found = {path: _wrap(flat[path], leaf) for path, leaf in target.items()}
         for path, value in digest.digests(found).items():
@@ -289,8 +307,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if not parallel.lost(error):  # the save under way waits for all processes, and one is gone
+            self.close()
 
 
 # --------------------------------------------------------------------------------------------------------------- leaves
@@ -333,10 +352,22 @@ def _reading(what: str) -> Iterator[None]:
     except (Damaged, CheckpointError, MemoryError):
         raise
     except Exception as e:
-        if "RESOURCE_EXHAUSTED" in str(e):
+        if "RESOURCE_EXHAUSTED" in str(e) or parallel.lost(e):
             raise
         time.sleep(0.1)  # lets the parallel reads of the same call end while their complaints are still caught
         raise Damaged(f"its {what} cannot be read: {_short(e)}") from e
+
+
+def _together(what: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns; if it is damaged for one process of a run it is for all, so that they stay together."""
+    result, problem = None, None
+    try:
+        result = read()
+    except Damaged as e:
+        problem = e
+    if said := parallel.agree_on(what, problem):
+        raise Damaged(said) from problem
+    return result
 
 
 def _absolute(folder: str | os.PathLike) -> str:

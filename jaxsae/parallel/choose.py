@@ -93,8 +93,8 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
     Args:
         config: what is fixed.
         need: sizes of the training step.
-        devices: all devices there are.  CPU devices are only used where the configuration asks for them: they share
-            the cores that one of them uses already.
+        devices: all devices there are.  Several CPU devices of one process are only used where the configuration asks
+            for them: they share the cores that one of them uses already.
         memory: bytes of one device, if known.
 
     Raises:
@@ -107,8 +107,11 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
         >>> found.mesh.size, found.reason
         (1, 'there is one device')
     """
+    several = len({d.process_index for d in devices}) > 1
+    if several:  # a process holds adjacent rows of a batch, whatever the order of the numbers in the machine
+        devices = sorted(devices, key=lambda d: (d.process_index, d.id))
     count = len(devices)
-    if count > 1 and devices[0].platform == "cpu" and not config.asks:
+    if count > 1 and devices[0].platform == "cpu" and not config.asks and not several:
         return _checked(1, 1, 1, need, devices[:1], "CPU devices share one machine, one of them uses it", False)
     run = _runs(config, need, count)
     each, need = count // run, replace(need, members=need.members // run)

@@ -29,12 +29,12 @@ from jaxsae import parallel
 from jaxsae.config import dump_yaml, to_dict
 from jaxsae.data.sources import Source
 from jaxsae.data.stream import Put, put_on, stream
-from jaxsae.errors import DataError
+from jaxsae.errors import ConfigError, DataError
 from jaxsae.io.checkpoint import Checkpoints
 from jaxsae.recipes import Programs, Recipe, State
 from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy
 from jaxsae.train.fleet import Fleet
-from jaxsae.train.logs import JsonLines, Log, NotFinite, Record, TensorBoard, WeightsAndBiases, Writer
+from jaxsae.train.logs import JsonLines, Log, NotFinite, Record, TensorBoard, WeightsAndBiases, Writer, read_records
 from jaxsae.train.member_logs import MemberLogs
 from jaxsae.train.progress import Progress
 from jaxsae.train.resume import Begin, continue_from, identity_of
@@ -117,6 +117,8 @@ def fit(
         >>> found.step, found.metrics["train"]["tokens"]
         (3, 192)
     """
+    if mesh is None and parallel.several():
+        raise ConfigError("a run of several processes needs a mesh over their devices; see jaxsae.parallel.make_mesh")
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.use(mesh))
         sample = _batches(source, 1, put_for(source, mesh))[0]
@@ -128,7 +130,7 @@ def fit(
         if run_dir is not None:
             checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints, checkpoint.retention))
             begin = continue_from(checkpoints, programs, about, steps)
-            write_atomic(run_dir.config, dump_yaml(about["run"]))
+            parallel.on_first("config", lambda: write_atomic(run_dir.config, dump_yaml(about["run"])))
         size = recipe.size if isinstance(recipe, Fleet) else 0
         book = stack.enter_context(contextlib.closing(_open_log(log, run_dir, begin, steps, source, about, size)))
         state = programs.init(key, sample, frozen) if begin.state is None else begin.state
@@ -166,12 +168,15 @@ class _Run:
         """From the present step to the last one, or until a stop is asked for."""
         if self.step == self.steps:
             return
+        vote = parallel.StopVote(self.programs.mesh)
         ahead: deque[jax.Array] = deque()
         with stream(self.source, start=self.step, put=put_for(self.source, self.programs.mesh)) as batches:
             for _, batch in batches:
                 self.state, metrics = self.programs.step(self.state, batch, self.frozen)
                 self.step += 1
-                last = self.step == self.steps or stop.signum is not None
+                asked = vote(stop.signum)
+                stop.signum = asked or stop.signum
+                last = self.step == self.steps or asked is not None
                 if last or self.step == 1 or self.step % log.every_steps == 0:
                     self.log.push("train", self.step, [metrics])
                 if self.step == self.steps or self.step % evaluate.every_steps == 0:
@@ -210,7 +215,7 @@ class _Run:
             good = self.checkpoints.steps()
             kept = f"; the last good checkpoint, of step {good[-1]}, is kept" if good else "; no checkpoint exists yet"
         for step in range(max(0, error.step - 2 * interval), error.step):
-            bad = _bad_rows(self.source.batch(step))
+            bad = parallel.total(_bad_rows(self.source.batch(step)))
             if bad:
                 return DataError(
                     f"batch {step} of the training data has {bad} rows with values that are not finite, expected "
@@ -235,11 +240,11 @@ def _open_log(
 ) -> Log:
     writers: list[Writer] = []
     last: dict[str, Record] = {}
-    if jax.process_index() == 0:
+    if run is not None:
+        last = {record["kind"]: record for record in read_records(run.log, begin.step)}
+    if parallel.first():
         if run is not None:
-            lines = JsonLines(run.log, until=begin.step)
-            last = {record["kind"]: record for record in lines.kept}
-            writers.append(lines)
+            writers.append(JsonLines(run.log, until=begin.step))
             if members:
                 writers.append(MemberLogs(run, members, begin.step))
             if policy.tensorboard:

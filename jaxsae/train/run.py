@@ -101,9 +101,10 @@ def train(config: TrainConfig) -> TrainResult:
         if isinstance(recipe, Fleet):
             summary, sae = export_members(recipe, fitted, run_dir, meta, summary)
         else:
-            sae = recipe.export(fitted.state, meta=meta)
-            save(sae, run_dir.sae)
-        write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n")
+            state = replace(fitted.state, opt=())  # a dictionary needs no moments
+            sae = recipe.export(parallel.to_host(state), meta=meta)
+            parallel.on_first("dictionary", lambda: save(sae, run_dir.sae))
+        parallel.on_first("summary", lambda: write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n"))
     return TrainResult(sae, fitted.state, recipe, run_dir, fitted.metrics, summary)
 
 
@@ -118,8 +119,10 @@ def _method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
 
 def _mesh(config: TrainConfig, recipe: Recipe | Fleet) -> Mesh | None:
     """The mesh of a run; its reason is shown."""
+    if isinstance(recipe, Fleet) and parallel.several():
+        raise ConfigError("a sweep runs in one process; start it once, or give one value per scalar")
     chosen = choose(config, recipe, jax.devices())
-    if config.log.progress:
+    if config.log.progress and parallel.first():
         print(chosen, file=sys.stderr)
     return chosen.mesh
 
@@ -128,8 +131,11 @@ def choose(config: TrainConfig, recipe: Recipe | Fleet, devices: Sequence[Any]) 
     """The mesh a run would have on these devices."""
     members = recipe.size if isinstance(recipe, Fleet) else 1
     need = parallel.Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens, members)
-    stats = devices[0].memory_stats() if devices[0].platform in ("gpu", "tpu") else None
-    return parallel.choose_mesh(config.mesh, need, devices, (stats or {}).get("bytes_limit"))
+    own = next(d for d in devices if d.process_index == parallel.index())
+    stats = own.memory_stats() if own.platform in ("gpu", "tpu") else None
+    limits = parallel.exchange("memory", json.dumps((stats or {}).get("bytes_limit")))  # all have to choose alike
+    known = [limit for limit in map(json.loads, limits) if limit]
+    return parallel.choose_mesh(config.mesh, need, devices, min(known, default=None))
 
 
 def _source(cache: Cache, site: str, config: TrainConfig, size: int, split: str, mesh: Mesh | None) -> CacheSource:

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import pathlib
+import time
+import uuid
 from collections.abc import Iterator
 
+from jaxsae import parallel
 from jaxsae.errors import CheckpointError, ConfigError
 
 
@@ -63,14 +66,41 @@ class RunDir:
 
     @contextlib.contextmanager
     def open(self) -> Iterator["RunDir"]:
-        """Makes the folder and holds it: a second process that wants to train into it is refused.
+        """Makes the folder and holds it: a second run that wants to train into it is refused.
 
-        The lock belongs to the process, so a killed one leaves none behind.
+        The lock belongs to the process, so a killed one leaves none behind.  Of the processes of one run, process 0
+        holds it, and all make sure that they see the same folder.
 
         Raises:
-            ConfigError: the folder cannot be made.
-            CheckpointError: another process trains into it.
+            ConfigError: the folder cannot be made, or is not the same one for all processes of the run.
+            CheckpointError: another run trains into it.
         """
+        with contextlib.ExitStack() as stack:
+            parallel.on_first("run directory", lambda: stack.enter_context(self._held()))
+            self._require_shared()
+            yield self
+
+    def _require_shared(self) -> None:
+        """A word that process 0 writes must be read by the others."""
+        if not parallel.several():
+            return
+        note, word = self.path / ".shared", uuid.uuid4().hex
+        word = parallel.exchange("word", word)[0]
+        parallel.on_first("shared", lambda: write_atomic(note, word))
+        found, until = "", time.monotonic() + 20  # a network file system may show a new file late
+        while found != word and time.monotonic() < until:
+            found = note.read_text(encoding="utf-8") if note.exists() else ""
+            time.sleep(0 if found == word else 0.5)
+        problem = None if found == word else ConfigError("does not see it")
+        if blind := parallel.agree_on("seen", problem):
+            raise ConfigError(
+                f"the run directory {str(self.path)!r} must be one folder for all processes, but one {blind}; put the "
+                "output on a file system that all machines share"
+            )
+        parallel.on_first("shared", lambda: note.unlink(missing_ok=True))
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -80,7 +110,7 @@ class RunDir:
             ) from e
         try:
             _lock(handle, self.path)
-            yield self
+            yield
         finally:
             os.close(handle)
 

@@ -52,3 +52,16 @@ def test_the_command_holds_every_option_of_the_configuration(tmp_path, text, mon
     options = {**vars(config(text)), "tokens": 200}
     command = Harvest(out=str(tmp_path / "c"), **options)
     assert command.run()["tokens_run"] == 208
+
+
+def test_a_cache_begun_in_parts_is_gone_on_with_by_one_call(tmp_path, text):
+    """Two processes began it and one goes on: the parts stay what they are."""
+    part = run(config(text, part=0, parts=2), tmp_path / "c", host=tiny_host())
+    assert not open_cache(tmp_path / "c").done
+    facts = run(config(text), tmp_path / "c", host=tiny_host())
+    cache = open_cache(tmp_path / "c")
+    assert cache.done
+    assert cache.manifest.parts == 2
+    assert facts["rows"] == {s: cache.split(s).rows for s in ("train", "heldout")}
+    assert facts["rows"]["train"] > part["rows"]["train"] > 0
+    assert json.loads((tmp_path / "c/harvest.json").read_text())["rows"] == facts["rows"]

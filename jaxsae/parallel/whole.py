@@ -1,0 +1,62 @@
+"""Arrays that are spread over several processes, brought whole into each process's memory."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxsae.typing import PyTree
+
+#: Bytes that are whole on every device at a time.
+PIECE = 1 << 28
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """The tree with every array that this process holds only a part of in place of numpy's own, whole.
+
+    Pieces of at most `PIECE` bytes become whole on the devices one after another, so that an array larger than a
+    device's memory passes through.  Arrays that are here already stay as they are.  All processes have to call it.
+
+    Example:
+        >>> to_host({"w": np.ones(2)})["w"].shape
+        (2,)
+    """
+    return jax.tree.map(_one, tree)
+
+
+def _one(x: Any) -> Any:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+        return x
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    if x.is_fully_replicated:
+        return np.asarray(x.addressable_data(0))
+    return in_pieces(x)
+
+
+def in_pieces(x: jax.Array) -> np.ndarray:
+    """A spread array as a host array, at most `PIECE` bytes of it whole on the devices at a time."""
+    out = np.empty(x.shape, x.dtype)
+    axis, rows = _cut(x)
+    piece = jax.jit(
+        lambda a, at: jax.lax.dynamic_slice_in_dim(a, at, rows, axis),
+        out_shardings=NamedSharding(x.sharding.mesh, P()),  # type: ignore[attr-defined]
+    )
+    for start in range(0, x.shape[axis], rows):
+        at = min(start, x.shape[axis] - rows)  # the last piece overlaps the one before
+        here = (slice(None),) * axis + (slice(at, at + rows),)
+        out[here] = np.asarray(piece(x, at).addressable_data(0))
+    return out
+
+
+def _cut(x: jax.Array) -> tuple[int, int]:
+    """The axis along which pieces are cut, one that is not spread, so that devices cut alone; and rows per piece."""
+    spec = tuple(x.sharding.spec) + (None,) * x.ndim  # type: ignore[attr-defined]
+    free = [axis for axis in range(x.ndim) if spec[axis] is None]
+    if not free:
+        return 0, x.shape[0]
+    axis = max(free, key=lambda a: x.shape[a])
+    return axis, max(1, min(x.shape[axis], PIECE // max(1, math.prod(x.shape) // x.shape[axis] * x.dtype.itemsize)))
