@@ -80,7 +80,7 @@ FORMS = (
 
 
 @pytest.mark.slow
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)  # the first of each form compiles
 @given(st.sampled_from(KINDS), st.sampled_from(FORMS), st.integers(0, 2**16))
 def test_any_shape_and_any_values_give_the_lists_of_the_reference(kind, form, seed):
     check_lists(kind, *form, seed)
@@ -126,7 +126,7 @@ def test_the_backward_pass_equals_autodiff_of_the_reference(k_aux, share):
 
 
 @pytest.mark.slow
-@settings(max_examples=15)
+@settings(max_examples=8, deadline=None)
 @given(
     st.sampled_from([(1, 9, 4, 0), (5, 130, 3, 2), (9, 300, 2, 5), (7, 8, 8, 1)]),
     st.sampled_from([0.0, 0.1, 1.0]),
