@@ -33,8 +33,10 @@ def group_max(
     An argmax per group replaces the ranking of all latents; L0 is at most k.  Latents of one group exclude each other
     for good, so the groups must not follow the order of the data: atoms start as random directions here, and atoms
     drawn from data are dealt out to the groups at random when a recipe is initialised.  k is a static number of groups:
-    it cannot be swept under one program.  All else as `topk`.  Inference: by groups, or a threshold averaged over
-    training.
+    it cannot be swept under one program.  All else as `topk`.
+
+    Inference: by groups.  A threshold averaged over training can be exported too, but it is another coder: latents that
+    lost within their group pass it (docs/methods.md has both forms' FVU and L0).
 
     Expect: FVU a little above `topk` at equal k (testbed S1).  Certainty: the activation was read in sparsify's code;
     its trainer has no AuxK by default and signum instead of Adam, here they are those of `topk`.

@@ -114,7 +114,11 @@ class GroupMax:
         return jax.lax.stop_gradient(D.norms(p)) if self.by_norm else jnp.ones(D.d_sae)
 
     def frozen(self, p: Params, track: PyTree, hyper: Params, D: Dictionary, form: str) -> tuple[Any, Params]:
-        """Rank form: itself.  Threshold form: the tracked average, about the same mean L0, across groups."""
+        """Rank form: itself.  Threshold form: the tracked average, across groups.
+
+        It is another coder: the smallest kept score is that of the group with the least to say, so many latents that
+        lost within their group pass it (docs/methods.md has the measured L0).
+        """
         if form == "rank":
             return self, {}
         if "threshold" not in track:
