@@ -41,6 +41,7 @@ WRONG = {
     "science": (["--only", "A99"], "there is no study of 'A99'"),
     "science frontier": (["--only", "topkk"], "the frontier has no family 'topkk'"),
     "bench train": (["--shape", "nonsense"], "no shape 'nonsense'; possible: A, B, C"),
+    "bench fleet": (["--members", "0"], "members must be at least 1, found 0"),
     "bench kernels": (["--shape", "nonsense"], "no shape 'nonsense'; possible: A, B, C"),
     "bench methods": (["--only", "nonsense"], "no method 'nonsense'"),
     "doctor": (["--config", "nowhere.yaml"], "'nowhere.yaml' cannot be read"),
@@ -84,7 +85,7 @@ def test_config_files_that_do_not_fit(text, message, capsys, tmp_path):
 
 def test_unknown_commands_get_a_hint(capsys):
     assert "did you mean 'train'" in call(capsys, "trian")[2]
-    assert "possible: bench kernels" in call(capsys, "bench")[2]
+    assert "possible: bench fleet, bench kernels" in call(capsys, "bench")[2]
 
 
 def test_it_runs_as_a_module():

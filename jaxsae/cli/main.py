@@ -28,6 +28,10 @@ COMMANDS = {
         "how fast each op is, in every implementation that runs here",
     ),
     "bench train": ("jaxsae.cli.bench_train:BenchTrain", "how fast a training step is, beside its floor and its peers"),
+    "bench fleet": (
+        "jaxsae.cli.bench_fleet:BenchFleet",
+        "how fast many runs as one program are, beside as many single steps",
+    ),
     "bench stream": ("jaxsae.cli.bench_stream:BenchStream", "how fast batches come out of a cache"),
     "science frontier": (
         "jaxsae.cli.science_frontier:ScienceFrontier",

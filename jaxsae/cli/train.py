@@ -30,6 +30,8 @@ class Train(TrainConfig):
         log: what is written while it runs.
         evaluate: how it is watched on held-out rows.
         mesh: how the run is spread over the devices.
+        watch: what is looked out for: stalls, loss spikes, a profiler trace.
+        compilation_cache: folder or URL where compiled programs are kept for the next session.
     """
 
     def run(self) -> dict[str, Any]:

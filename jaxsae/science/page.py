@@ -99,7 +99,8 @@ def page(science: Mapping[str, Any], frontier: Mapping[str, Any]) -> str:
 def _how(how: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{n} {v}" for n, v in how["packages"].items())
     return (
-        f"Run (the last one, where studies were run apart): `{how['command']}`, finished {how['finished']}, on {how['machine']} ({how['device']}); "
+        f"Run (the last one, where studies were run apart): `{how['command']}`, finished {how['finished']}, "
+        f"on {how['machine']} ({how['device']}); "
         f"jaxsae {how['jaxsae']}, Python {how['python']}, {packages}.\n"
     )
 

@@ -1,6 +1,6 @@
 """Training: the loop around `recipes.step`, its run directory, its log, and how it goes on after any end."""
 
-from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig
+from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig, WatchPolicy
 from jaxsae.train.export import export
 from jaxsae.train.fleet import Fleet, Member, parse_sweep
 from jaxsae.train.logs import read_records
@@ -21,6 +21,7 @@ __all__ = [
     "RunDir",
     "TrainConfig",
     "TrainResult",
+    "WatchPolicy",
     "export",
     "fit",
     "parse_sweep",

@@ -1,6 +1,7 @@
 """What a training run is made of, as frozen dataclasses: the YAML file, the command line and `train` share them."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from jaxsae.config import register
 from jaxsae.errors import ConfigError
@@ -76,6 +77,32 @@ class EvaluatePolicy:
         _positive("evaluate.", every_steps=self.every_steps)
 
 
+@register("train.watch")
+@dataclass(frozen=True)
+class WatchPolicy:
+    """What is looked out for while a run goes on, and told as an event.
+
+    Attributes:
+        stall_share: share of the time between two records that may be lost to waiting for data, or by the host between
+            steps, before that is told.
+        spike_factor: a recorded loss above so many times the median of the 20 before it is a spike.
+        on_spike: "note" it, or "stop" with the last good checkpoint.  A loss that is not finite always stops a run (of
+            a sweep: that member).
+        trace_step: record a profiler trace from this step on into `<output>/profile`; None for none.
+        trace_steps: steps in the trace.
+    """
+
+    stall_share: float = 0.25
+    spike_factor: float = 5.0
+    on_spike: Literal["note", "stop"] = "note"
+    trace_step: int | None = None
+    trace_steps: int = 3
+
+    def __post_init__(self) -> None:
+        values = {n: getattr(self, n) for n in ("stall_share", "spike_factor", "trace_step", "trace_steps")}
+        _positive("watch.", **values)
+
+
 @register("train")
 @dataclass(frozen=True)
 class TrainConfig:
@@ -95,6 +122,8 @@ class TrainConfig:
         log: what is written while it runs.
         evaluate: how it is watched on held-out rows.
         mesh: how the run is spread over the devices; a continued run may be spread in another way.
+        watch: what is looked out for: stalls, loss spikes, a profiler trace.
+        compilation_cache: folder or URL where compiled programs are kept for the next session; None for jax's setting.
     """
 
     recipe: RecipeConfig
@@ -110,6 +139,8 @@ class TrainConfig:
     log: LogPolicy = field(default_factory=LogPolicy)
     evaluate: EvaluatePolicy = field(default_factory=EvaluatePolicy)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    watch: WatchPolicy = field(default_factory=WatchPolicy)
+    compilation_cache: str | None = None
 
     def __post_init__(self) -> None:
         _positive("", training_tokens=self.training_tokens, train_batch_size_tokens=self.train_batch_size_tokens)

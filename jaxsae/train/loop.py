@@ -32,14 +32,17 @@ from jaxsae.data.stream import Put, put_on, stream
 from jaxsae.errors import ConfigError, DataError
 from jaxsae.io.checkpoint import Checkpoints
 from jaxsae.recipes import Programs, Recipe, State
-from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy
+from jaxsae.train.config import CheckpointPolicy, EvaluatePolicy, LogPolicy, WatchPolicy
 from jaxsae.train.fleet import Fleet
 from jaxsae.train.logs import JsonLines, Log, NotFinite, Record, TensorBoard, WeightsAndBiases, Writer, read_records
+from jaxsae.train.lookout import Lookout
 from jaxsae.train.member_logs import MemberLogs
 from jaxsae.train.progress import Progress
+from jaxsae.train.readme import page
 from jaxsae.train.resume import Begin, continue_from, identity_of
 from jaxsae.train.run_dir import RunDir, write_atomic
 from jaxsae.train.stop import Diverged, Interrupted, stop_on_signal
+from jaxsae.train.trace import Trace
 from jaxsae.typing import Batch, PyTree
 
 #: Steps the host may be ahead of the device.  It waits for an old step (nothing is copied), so that batches do not
@@ -80,6 +83,7 @@ def fit(
     checkpoint: CheckpointPolicy = CheckpointPolicy(),
     log: LogPolicy = LogPolicy(),
     evaluate: EvaluatePolicy = EvaluatePolicy(),
+    watch: WatchPolicy = WatchPolicy(),
 ) -> Fitted:
     """Trains a recipe on a source for `steps` updates; with a run directory it saves, and continues what is there.
 
@@ -99,10 +103,11 @@ def fit(
         checkpoint: when to save.
         log: what to record.
         evaluate: when to evaluate.
+        watch: what to look out for.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C; the state is saved.
-        Diverged: the loss is not finite; the last good checkpoint stays.
+        Diverged: the loss is not finite, or spiked where that is to stop a run; the last good checkpoint stays.
         DataError: a batch holds values that are not finite.
         CheckpointError: what is in the run directory cannot be continued, or saving failed.
         ConfigError: the run directory holds a run of another configuration.
@@ -130,14 +135,16 @@ def fit(
         if run_dir is not None:
             checkpoints = stack.enter_context(Checkpoints(run_dir.checkpoints, checkpoint.retention))
             begin = continue_from(checkpoints, programs, about, steps)
-            parallel.on_first("config", lambda: write_atomic(run_dir.config, dump_yaml(about["run"])))
+            parallel.on_first("config", lambda: _describe(run_dir, about))
         size = recipe.size if isinstance(recipe, Fleet) else 0
         book = stack.enter_context(contextlib.closing(_open_log(log, run_dir, begin, steps, source, about, size)))
         state = programs.init(key, sample, frozen) if begin.state is None else begin.state
         run = _Run(programs, frozen, state, begin.step, steps, source, heldout, checkpoints, about, book)
         stop = stack.enter_context(stop_on_signal(enabled=run_dir is not None))
         try:
-            run.train(checkpoint, log, evaluate, stop)
+            trace = Trace(run_dir and run_dir.profile, watch.trace_step, watch.trace_steps)
+            with contextlib.closing(trace):
+                run.train(checkpoint, log, evaluate, stop, Lookout(watch, trace))
         except NotFinite as e:
             raise run.explain(e, log.every_steps) from e
         if stop.signum is not None and run.step < steps:
@@ -164,30 +171,60 @@ class _Run:
     about: dict[str, Any]
     log: Log
 
-    def train(self, checkpoint: CheckpointPolicy, log: LogPolicy, evaluate: EvaluatePolicy, stop: Any) -> None:
+    def train(
+        self, checkpoint: CheckpointPolicy, log: LogPolicy, evaluate: EvaluatePolicy, stop: Any, look: Lookout
+    ) -> None:
         """From the present step to the last one, or until a stop is asked for."""
         if self.step == self.steps:
             return
         vote = parallel.StopVote(self.programs.mesh)
         ahead: deque[jax.Array] = deque()
         with stream(self.source, start=self.step, put=put_for(self.source, self.programs.mesh)) as batches:
-            for _, batch in batches:
+            for _, batch in look.clock.data(batches):
+                look.trace.before(self.step + 1)
                 self.state, metrics = self.programs.step(self.state, batch, self.frozen)
                 self.step += 1
+                self.tell(look.trace.after(self.step, metrics["loss"]))
                 asked = vote(stop.signum)
                 stop.signum = asked or stop.signum
                 last = self.step == self.steps or asked is not None
                 if last or self.step == 1 or self.step % log.every_steps == 0:
                     self.log.push("train", self.step, [metrics])
+                    self.tell(look.clock.judge())
+                    self.judge(look)
                 if self.step == self.steps or self.step % evaluate.every_steps == 0:
                     self.evaluate(evaluate.batches)
+                    look.clock.restart()
                 if last or self.step % checkpoint.every_steps == 0:
                     self.save()
+                    look.clock.restart()
                 if last:
                     return
                 ahead.append(metrics["loss"])
                 if len(ahead) > STEPS_AHEAD:
-                    ahead.popleft().block_until_ready()
+                    look.clock.device(ahead.popleft().block_until_ready)
+
+    def tell(self, text: str) -> None:
+        """Writes a remark down, if there is one."""
+        if text:
+            self.log.event(self.step, text)
+
+    def judge(self, look: Lookout) -> None:
+        """Looks at the newest record that has reached the host."""
+        record = self.log.last.get("train")
+        spike = look.spike(record) if record else ""
+        self.tell(spike)
+        if spike and look.policy.on_spike == "stop":
+            kept = self.kept() or "lower the learning rate"
+            raise Diverged(f"step {self.step}: {spike}, and watch.on_spike is 'stop'; {kept}")
+
+    def kept(self) -> str:
+        """Which checkpoint a run that failed leaves behind."""
+        if self.checkpoints is None:
+            return ""
+        self.checkpoints.wait()
+        good = self.checkpoints.steps()
+        return f"the last good checkpoint, of step {good[-1]}, is kept" if good else "no checkpoint exists yet"
 
     def evaluate(self, batches: int) -> None:
         """Held-out metrics of the present state; they reach the log when they are ready."""
@@ -209,11 +246,7 @@ class _Run:
 
     def explain(self, error: NotFinite, interval: int) -> DataError | Diverged:
         """Finds out whether the data or the training is to blame for a loss that is not finite."""
-        kept = ""
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
-            good = self.checkpoints.steps()
-            kept = f"; the last good checkpoint, of step {good[-1]}, is kept" if good else "; no checkpoint exists yet"
+        kept = f"; {self.kept()}" if self.checkpoints is not None else ""
         for step in range(max(0, error.step - 2 * interval), error.step):
             bad = parallel.total(_bad_rows(self.source.batch(step)))
             if bad:
@@ -280,5 +313,10 @@ def _bad_rows(batch: Mapping[str, np.ndarray]) -> int:
 
 
 @jax.jit
+def _describe(run_dir: RunDir, about: dict[str, Any]) -> None:
+    write_atomic(run_dir.config, dump_yaml(about["run"]))
+    write_atomic(run_dir.readme, page(str(run_dir.path), about))
+
+
 def _finite(params: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))

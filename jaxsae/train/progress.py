@@ -41,11 +41,19 @@ class Progress:
         elif record["kind"] == "train":
             self._text = self._describe(record)
         else:
+            self._remark(record["event"])
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=record["step"], text=self._text + self._heldout, refresh=True)
         elif time.monotonic() - self._shown_at > SECONDS_BETWEEN_LINES:
             self._print()
+
+    def _remark(self, text: str) -> None:
+        """Events are shown at once: they are rare, and somebody may want to act."""
+        if self._bar is not None:
+            self._bar.console.print("train  " + text, markup=False)
+        else:
+            print("train  " + text, file=self._stream, flush=True)
 
     def _print(self) -> None:
         text = self._text + self._heldout

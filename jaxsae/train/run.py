@@ -18,6 +18,7 @@ from jaxsae.errors import ConfigError
 from jaxsae.io import save
 from jaxsae.recipes import Recipe, State
 from jaxsae.sae import SAE, Meta
+from jaxsae.train.compilation_cache import keep_compiled
 from jaxsae.train.config import EvaluatePolicy, TrainConfig
 from jaxsae.train.fleet import Fleet, largest_k, parse_sweep
 from jaxsae.train.logs import Record
@@ -54,7 +55,7 @@ def train(config: TrainConfig) -> TrainResult:
     Killed at any moment and called again it gives bit for bit the result of a run that was left alone; once it is
     complete, a further call only exports it again.  These keys may change in between, since they cannot change what
     was done so far: output (moved as a whole), cache (if it holds the same rows), training_tokens (if no schedule
-    would have been different by now), checkpoint, log, evaluate.
+    would have been different by now), checkpoint, log, evaluate, mesh, watch, compilation_cache.
 
     Args:
         config: the run.
@@ -64,7 +65,7 @@ def train(config: TrainConfig) -> TrainResult:
         DataError: no usable cache, or rows that are not finite.
         CheckpointError: the output cannot be continued or written.
         Interrupted: SIGTERM or Ctrl-C; the state is saved, call again.
-        Diverged: the loss is not finite; the last good checkpoint stays.
+        Diverged: the loss is not finite, or spiked where that is to stop a run; the last good checkpoint stays.
 
     Example:
         >>> from jaxsae.recipes import topk
@@ -72,6 +73,7 @@ def train(config: TrainConfig) -> TrainResult:
         >>> train(config).metrics["heldout"]["fvu"]  # doctest: +SKIP
         0.18
     """
+    keep_compiled(config.compilation_cache)
     cache = open_cache(config.cache)
     site = cache.site(config.hook_name)
     d_in = dict(cache.manifest.sites)[site]
@@ -95,6 +97,7 @@ def train(config: TrainConfig) -> TrainResult:
             checkpoint=config.checkpoint,
             log=config.log,
             evaluate=evaluate,
+            watch=config.watch,
         )
         meta = _meta(cache, site, fitted.step * source.batch_size)
         summary = {**_summary(recipe, site, fitted, run_dir), "mesh": dict(mesh.shape) if mesh else {}}

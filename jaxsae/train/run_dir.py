@@ -14,12 +14,14 @@ from jaxsae.errors import CheckpointError, ConfigError
 class RunDir:
     """Paths of a run:
 
+        README.md       what lies here, and how to go on
         config.yaml     the configuration, resolved, with type tags
         log.jsonl       one JSON object per line
         checkpoints/    <step>/
         sae/            the exported dictionary
         train.json      summary written at the end
         tensorboard/    event files, where asked for
+        profile/        profiler trace of chosen steps, where asked for
         members/        <nn>/ of a sweep: each run's own log.jsonl, sae/ and train.json
 
     Args:
@@ -43,6 +45,14 @@ class RunDir:
     @property
     def config(self) -> pathlib.Path:
         return self.path / "config.yaml"
+
+    @property
+    def readme(self) -> pathlib.Path:
+        return self.path / "README.md"
+
+    @property
+    def profile(self) -> pathlib.Path:
+        return self.path / "profile"
 
     @property
     def log(self) -> pathlib.Path:

@@ -15,7 +15,7 @@ from jaxsae.train.fleet import Fleet
 #: Fields of `TrainConfig` that may change from one session of a run to the next.  They decide where things lie, how
 #: long the run is and what is told about it, never a number of the steps already done.  (The data behind `cache` is
 #: compared by its identity, not by its path.)
-HARMLESS = ("output", "cache", "training_tokens", "checkpoint", "log", "evaluate", "mesh")
+HARMLESS = ("output", "cache", "training_tokens", "checkpoint", "log", "evaluate", "mesh", "watch", "compilation_cache")
 
 
 def differences(old: Any, new: Any, skip: tuple[str, ...] = (), where: str = "") -> Iterator[tuple[str, Any, Any]]:

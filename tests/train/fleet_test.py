@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxsae import io, recipes
+from jaxsae.config import from_dict, read_file
 from jaxsae.data.manifest import Manifest
 from jaxsae.data.writer import Block, CacheWriter
 from jaxsae.errors import ConfigError
@@ -140,6 +141,18 @@ def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path):
         assert [r["step"] for r in records if r["kind"] == "train"] == [1, 4, 8, 12]
     assert "not finite" in read_records(result.run_dir.member(3).log)[-1]["event"]
     assert digests(result.sae.params) == digests(io.load(result.run_dir.member(summary["best"]).sae).params)
+
+
+def test_a_sweep_is_written_in_the_configuration_file(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "type: train\ncache: acts\ntraining_tokens: 4096\nrecipe: {type: recipe.topk, d_sae: 64, k: 4}\n"
+        "sweep: ['lr=1e-4,3e-4', 'k=4,8']\nsweep_grid: false\nmesh: {run: 2}\n"
+    )
+    found = from_dict(read_file(file), TrainConfig)
+    names = [m.name for m in parse_sweep(found.sweep, found.seed, found.sweep_grid)]
+    assert names == ["k=4,lr=0.0001,seed=0", "k=8,lr=0.0003,seed=0"]
+    assert found.mesh.run == 2
 
 
 def test_a_sweep_goes_on_where_it_was(cache, tmp_path):

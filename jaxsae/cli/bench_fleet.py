@@ -1,0 +1,147 @@
+"""`jaxsae bench fleet`: a step of many runs as one program beside the same number of single steps."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+from jaxsae.cli._bench_shapes import Shape, shape_of
+from jaxsae.cli._bench_timing import environment, peak_bytes, spread, timed
+from jaxsae.errors import ConfigError
+from jaxsae.train.memory import keep_freed_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchFleet:
+    """Measure one step of a fleet of `topk` runs against as many single steps, in one process and in turn.
+
+    Every run has its own seed and learning rate; all read the same rows, drawn at random.  The ratio is taken within
+    each round, so that a slow minute of the machine falls on both sides of it.
+
+    Attributes:
+        shape: tiny, smol, mid, A, B or C.
+        batch_size: rows per step, in place of the named shape's.
+        d_in: width of the rows, likewise.
+        d_sae: latents, likewise.
+        k: active latents per row, likewise.
+        members: runs of the fleet.
+        together: how a device takes the runs: vmap or scan; auto picks by platform, as `jaxsae train` does.
+        repeats: rounds.
+        keep_memory: keep freed memory for the next step, as `jaxsae train` does (CPU only).
+        out: where to write the result as JSON; nowhere if empty.
+    """
+
+    shape: str = "tiny"
+    batch_size: int | None = None
+    d_in: int | None = None
+    d_sae: int | None = None
+    k: int | None = None
+    members: int = 8
+    together: Literal["auto", "vmap", "scan"] = "auto"
+    repeats: int = 7
+    keep_memory: bool = True
+    out: str = ""
+
+    def run(self) -> dict[str, Any]:
+        """Measures and prints a table; returns what the JSON holds."""
+        shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
+        if self.members < 1:
+            raise ConfigError(f"bench: members must be at least 1, found {self.members}")
+        spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
+        if self.keep_memory:
+            keep_freed_memory()
+        together = None if self.together == "auto" else self.together
+        calls, compilations = fleet_calls(shape, self.members, together)
+        seconds = alternating(calls, self.repeats)
+        ratios = [a / b for a, b in zip(seconds["fleet"], seconds["singles"], strict=True)]
+        result = {
+            "shape": dataclasses.asdict(shape),
+            "members": self.members,
+            "seconds": {name: spread(values) for name, values in seconds.items()},
+            "fleet_over_singles": spread(ratios),
+            "fleet_compilations": compilations(),
+            "memory": {"peak_bytes": peak_bytes()},
+            "environment": environment(),
+            "settings": dataclasses.asdict(self),
+        }
+        _print(result)
+        if self.out:
+            pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
+        return result
+
+
+def fleet_calls(shape: Shape, size: int, together: Any) -> tuple[dict[str, Callable[[], float]], Callable[[], int]]:
+    """Calls to time ("fleet": one step of all runs, "singles": one step of each), and how often the fleet compiled."""
+    import jax
+    import numpy as np
+
+    from jaxsae import recipes
+    from jaxsae.train.fleet import Fleet, Member
+
+    recipe = recipes.topk(shape.d_in, shape.d_sae, shape.k)
+    members = tuple(Member(i, (("lr", 1e-4 * (i + 1)),)) for i in range(size))
+    fleet = Fleet(recipe, members, together)
+    rows = np.random.default_rng(0).standard_normal((shape.batch_size, shape.d_in), np.float32)
+    batch = {"x": jax.numpy.asarray(rows)}
+    alone = [recipes.init(recipe, jax.random.key(m.seed), batch, (), dict(m.values)) for m in members]
+    holder = [jax.jit(fleet.init)(None, batch)]
+    step, traced = _counted(fleet)
+
+    def singles() -> Any:
+        for i, state in enumerate(alone):
+            alone[i], _ = recipes.step(recipe, state, batch)
+        return [state.params for state in alone]
+
+    def all_together() -> Any:
+        holder[0], metrics = step(holder[0], batch)
+        return holder[0].params, metrics
+
+    return {"fleet": timed(all_together), "singles": timed(singles)}, lambda: len(traced)
+
+
+def _counted(fleet: Any) -> tuple[Callable, list[int]]:
+    """The jitted step, and a list that grows with every program it compiles."""
+    import jax
+
+    traced: list[int] = []
+
+    def step(states: Any, batch: Any) -> Any:
+        traced.append(1)
+        return fleet.step(states, batch)
+
+    return jax.jit(step, donate_argnums=0), traced
+
+
+def alternating(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call in each round, the order turned round every time; a first round does not count.
+
+    Example:
+        >>> alternating({"a": lambda: 1.0, "b": lambda: 2.0}, 2)
+        {'a': [1.0, 1.0], 'b': [2.0, 2.0]}
+    """
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name in list(calls)[:: 1 if turn % 2 else -1]:
+            seconds = calls[name]()
+            if turn:
+                found[name].append(seconds)
+    return found
+
+
+def _print(result: dict[str, Any]) -> None:
+    import rich.console
+    from rich.table import Table
+
+    size = result["members"]
+    title = f"{size} runs, {result['shape']}, {result['environment']['device']}"
+    table = Table("what", "ms (median)", "lowest", "highest", title=title)
+    for name, told in (("fleet", f"one step of a fleet of {size}"), ("singles", f"{size} single steps")):
+        table.add_row(told, *(f"{1e3 * result['seconds'][name][key]:.1f}" for key in ("median", "min", "max")))
+    ratio = result["fleet_over_singles"]
+    console = rich.console.Console(stderr=True)
+    console.print(table)
+    console.print(
+        f"fleet / singles {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}), compiled "
+        f"{result['fleet_compilations']} time{'s' if result['fleet_compilations'] > 1 else ''}"
+    )

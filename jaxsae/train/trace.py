@@ -1,0 +1,39 @@
+"""A profiler trace of chosen steps, for TensorBoard or Perfetto."""
+
+import os
+
+import jax
+
+
+class Trace:
+    """Records steps first .. first + steps - 1 of a run into a folder.
+
+    Args:
+        folder: where to; nothing is recorded if None.
+        first: the step (from 1 on) with which the trace begins; None for no trace.
+        steps: how many.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None, first: int | None, steps: int):
+        self._folder, self._first, self._steps = folder, first, steps
+        self._on = False
+
+    def before(self, step: int) -> None:
+        """Called before each step with its number."""
+        if self._folder is not None and step == self._first:
+            jax.profiler.start_trace(os.fspath(self._folder))
+            self._on = True
+
+    def after(self, step: int, done: jax.Array) -> str:
+        """Called after each step; waits for `done` when the trace ends.  Says where it lies, once."""
+        if not self._on or self._first is None or step < self._first + self._steps - 1:
+            return ""
+        done.block_until_ready()
+        self.close()
+        return f"profiler trace of steps {self._first} to {step} in {os.fspath(self._folder)!r}"  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Ends a trace that is still running."""
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
