@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,13 +12,17 @@ from jaxsae.cli._bench_timing import environment, peak_bytes, spread, timed
 from jaxsae.errors import ConfigError
 from jaxsae.train.memory import keep_freed_memory
 
+#: One measurement: seconds, and seconds of this process's processors.
+Call = Callable[[], tuple[float, float]]
+
 
 @dataclasses.dataclass(frozen=True)
 class BenchFleet:
     """Measure one step of a fleet of `topk` runs against as many single steps, in one process and in turn.
 
     Every run has its own seed and learning rate; all read the same rows, drawn at random.  The ratio is taken within
-    each round, so that a slow minute of the machine falls on both sides of it.
+    each round, so that a slow minute of the machine falls on both sides of it; and once more of processor time, which
+    other jobs on the machine do not add to (of an accelerator it says nothing).
 
     Attributes:
         shape: tiny, smol, mid, A, B or C.
@@ -53,13 +58,15 @@ class BenchFleet:
             keep_freed_memory()
         together = None if self.together == "auto" else self.together
         calls, compilations = fleet_calls(shape, self.members, together)
-        seconds = alternating(calls, self.repeats)
-        ratios = [a / b for a, b in zip(seconds["fleet"], seconds["singles"], strict=True)]
+        pairs = alternating(calls, self.repeats)
+        seconds, processor = ({name: [pair[i] for pair in found] for name, found in pairs.items()} for i in (0, 1))
         result = {
             "shape": dataclasses.asdict(shape),
             "members": self.members,
             "seconds": {name: spread(values) for name, values in seconds.items()},
-            "fleet_over_singles": spread(ratios),
+            "processor_seconds": {name: spread(values) for name, values in processor.items()},
+            "fleet_over_singles": _ratios(seconds),
+            "fleet_over_singles_processor": _ratios(processor),
             "fleet_compilations": compilations(),
             "memory": {"peak_bytes": peak_bytes()},
             "environment": environment(),
@@ -71,7 +78,22 @@ class BenchFleet:
         return result
 
 
-def fleet_calls(shape: Shape, size: int, together: Any) -> tuple[dict[str, Callable[[], float]], Callable[[], int]]:
+def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return spread([a / b for a, b in zip(seconds["fleet"], seconds["singles"], strict=True)])
+
+
+def _both(run: Callable[[], Any]) -> Call:
+    """A call that returns (seconds, seconds of this process's processors)."""
+    measured = timed(run)
+
+    def call() -> tuple[float, float]:
+        start = time.process_time()
+        return measured(), time.process_time() - start
+
+    return call
+
+
+def fleet_calls(shape: Shape, size: int, together: Any) -> tuple[dict[str, Call], Callable[[], int]]:
     """Calls to time ("fleet": one step of all runs, "singles": one step of each), and how often the fleet compiled."""
     import jax
     import numpy as np
@@ -97,7 +119,7 @@ def fleet_calls(shape: Shape, size: int, together: Any) -> tuple[dict[str, Calla
         holder[0], metrics = step(holder[0], batch)
         return holder[0].params, metrics
 
-    return {"fleet": timed(all_together), "singles": timed(singles)}, lambda: len(traced)
+    return {"fleet": _both(all_together), "singles": _both(singles)}, lambda: len(traced)
 
 
 def _counted(fleet: Any) -> tuple[Callable, list[int]]:
@@ -113,19 +135,19 @@ def _counted(fleet: Any) -> tuple[Callable, list[int]]:
     return jax.jit(step, donate_argnums=0), traced
 
 
-def alternating(calls: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call in each round, the order turned round every time; a first round does not count.
+def alternating(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
+    """What every call returns in each round, the order turned round every time; a first round does not count.
 
     Example:
         >>> alternating({"a": lambda: 1.0, "b": lambda: 2.0}, 2)
         {'a': [1.0, 1.0], 'b': [2.0, 2.0]}
     """
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    found: dict[str, list[Any]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name in list(calls)[:: 1 if turn % 2 else -1]:
-            seconds = calls[name]()
+            measured = calls[name]()
             if turn:
-                found[name].append(seconds)
+                found[name].append(measured)
     return found
 
 
@@ -138,10 +160,11 @@ def _print(result: dict[str, Any]) -> None:
     table = Table("what", "ms (median)", "lowest", "highest", title=title)
     for name, told in (("fleet", f"one step of a fleet of {size}"), ("singles", f"{size} single steps")):
         table.add_row(told, *(f"{1e3 * result['seconds'][name][key]:.1f}" for key in ("median", "min", "max")))
-    ratio = result["fleet_over_singles"]
+    ratio, processor = result["fleet_over_singles"], result["fleet_over_singles_processor"]
     console = rich.console.Console(stderr=True)
     console.print(table)
     console.print(
-        f"fleet / singles {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}), compiled "
+        f"fleet / singles {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}), of processor time "
+        f"{processor['median']:.3f} ({processor['min']:.3f} to {processor['max']:.3f}), compiled "
         f"{result['fleet_compilations']} time{'s' if result['fleet_compilations'] > 1 else ''}"
     )
