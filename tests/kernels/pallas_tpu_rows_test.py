@@ -222,7 +222,9 @@ def test_a_batch_too_long_for_the_chip_is_summed_in_pieces(monkeypatch):
 def test_the_sizes_fit_the_chip_by_construction(batch, width, k, memory):
     """Row buffers, resident rows and blocks in VMEM, lists in a MiB of SMEM."""
     for itemsize, tables in ((2, 1), (4, 1), (2, 6), (4, 6)):
-        assert grad.Tiling(batch, width, 65536, itemsize, memory, tables=tables).vmem <= 0.9 * memory
+        tiling = grad.Tiling(batch, width, 65536, itemsize, memory, tables=tables)
+        assert tiling.vmem <= 0.9 * memory
+        assert tiling.blocks * tiling.columns < width + grad.ROW * tiling.blocks
     for words, parts in ((width, 1), (width // 2, 2)):
         for piece in {c.stop - c.start for c in decode._cuts(k, words)}:
             tiling = decode.Tiling(batch, piece, words, parts, True, True)

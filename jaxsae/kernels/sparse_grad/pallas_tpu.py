@@ -83,7 +83,9 @@ class Tiling:
         """Per column block, a multiple of 1024: padding fills whole registers."""
         resident = int(RESIDENT * self.memory) // (self.batch * self.itemsize)
         every = int(VMEM_SHARE * self.memory - SPARE) // (self.batch * self.itemsize + self.tile_bytes)
-        return min(max(ROW, min(resident, every) // ROW * ROW), round_up(self.width, ROW))
+        most = max(ROW, min(resident, every) // ROW * ROW)
+        blocks = -(-self.width // most)
+        return round_up(-(-self.width // blocks), ROW)  # evenly, as padding would be walked like the rest
 
     @property
     def blocks(self) -> int:
