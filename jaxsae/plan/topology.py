@@ -85,15 +85,30 @@ def open_target(name: str) -> Target:
         )
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(f"planning for {name!r} needs libtpu (no TPU); pip install libtpu, or plan for local")
-    from jax.experimental import topologies
-
-    for variable, value in _ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        found = tpu_devices(name)
     except Exception as e:
         why = " ".join(str(e).split())[:160]
         raise ConfigError(
             f"libtpu knows no topology {name!r} ({why}); see the shapes that {kind} slices come in"
         ) from e
-    return Target(name, devices, CHIPS[kind])
+    return Target(name, found, CHIPS[kind])
+
+
+def tpu_devices(name: str) -> Sequence[Any]:
+    """Devices of a topology that exist for libtpu's compiler alone; its errors are raised as they are."""
+    from jax.experimental import topologies
+
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    _leave_flags_libtpu_knows()
+    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+
+
+def _leave_flags_libtpu_knows() -> None:
+    """Takes those of CPUs and GPUs out of XLA_FLAGS: libtpu reads them when it compiles, and aborts at one it lacks."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    theirs = [f for f in flags if f.startswith(("--xla_cpu_", "--xla_gpu_"))]
+    if theirs:
+        jax.devices("cpu")  # jax has read the flags for its own compiler from here on
+        os.environ["XLA_FLAGS"] = " ".join(f for f in flags if f not in theirs)

@@ -7,7 +7,6 @@ They set environment variables of libtpu, which would break a real TPU pod; so o
 import contextlib
 import importlib.metadata
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsae.errors import ConfigError, closest
+from jaxsae.plan.topology import tpu_devices
 
 #: The smallest topology of each chip that libtpu opens without a TPU.
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -26,14 +26,6 @@ SHAPES = {
     "A": {"B": 8192, "D": 768, "S": 24576, "k": 32},
     "B": {"B": 4096, "D": 2304, "S": 65536, "k": 64},
     "C": {"B": 4096, "D": 4096, "S": 131072, "k": 64},
-}
-
-#: Only one process may hold libtpu unless the second variable is set; the others save it looking for a TPU host.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
 
@@ -64,11 +56,7 @@ def jax_is_at_least(*version: int) -> bool:
 
 @cache
 def _devices(topology: str) -> tuple[Any, ...]:
-    from jax.experimental import topologies
-
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    return tuple(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    return tuple(tpu_devices(topology))
 
 
 def mesh(chip: str, shape: Sequence[int] = (1,), axes: Sequence[str] = ("x",)) -> Mesh:

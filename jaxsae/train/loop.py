@@ -312,11 +312,11 @@ def _bad_rows(batch: Mapping[str, np.ndarray]) -> int:
     return int(np.logical_or.reduce(rows).sum())
 
 
-@jax.jit
 def _describe(run_dir: RunDir, about: dict[str, Any]) -> None:
     write_atomic(run_dir.config, dump_yaml(about["run"]))
     write_atomic(run_dir.readme, page(str(run_dir.path), about))
 
 
+@jax.jit
 def _finite(params: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
