@@ -167,8 +167,8 @@ them (not tuned), the same schedule, b_dec from the geometric median, rows scale
 {s["eval_rows"]:,} held-out rows, loss recovered (against mean ablation) on about {s["ce_tokens"]:,} held-out tokens.
 Bars are the sample standard deviation over seeds. Methods at so small a budget are far from converged: this ranks them
 at this budget, not in general. The baselines are fitted on 16,384 rows many times over (ICA and NMF with 128
-components, stopped after 200 iterations), and k-means, NMF and random directions are coded by matching pursuit, k passes
-over the dictionary where an encoder makes one: a bar to pass, not methods at equal cost. Data:
+components, stopped after 200 iterations), and k-means, NMF and random directions are coded by matching pursuit, k
+passes over the dictionary where an encoder makes one: a bar to pass, not methods at equal cost. Data:
 [frontier.json](frontier.json).
 
 {_frontier_table(frontier["points"])}
