@@ -51,6 +51,9 @@ def run(
     start = time.perf_counter()
     corpus = config.open_corpus()
     host = config.load_host() if host is None else host
+    chosen = config.choose_mesh(host.model)
+    if chosen.mesh.size > 1:
+        console.print(f"host on {chosen}")
     config.manifest(host, corpus)  # an impossible site or policy is noticed before anything runs
     mine = shares(config, out, len(corpus), parallel.index(), parallel.count())
     shared = parallel.several() or len(mine) > 1  # this call is about all parts, not about one of them

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
+from jaxsae import parallel
 from jaxsae.data.buffers import Pool
 from jaxsae.data.windows import PADDING, Window
 from jaxsae.errors import ConfigError
+from jaxsae.hosts.placement import place
 
 AfterEach = Callable[[int], None] | None
 
@@ -93,19 +94,14 @@ class Runner:
         sites: where to read.
         batch_size: windows per forward pass.
         dtype: of the rows.
-        devices: over which a batch is spread, if it divides; by default all accelerators, or one CPU.
+        mesh: its axis `data` divides batch_size; None for the default device.
     """
 
-    def __init__(
-        self, host: Any, sites: Sequence[str], batch_size: int, dtype: str, devices: Sequence[jax.Device] | None = None
-    ):
+    def __init__(self, host: Any, sites: Sequence[str], batch_size: int, dtype: str, mesh: Mesh | None = None):
         self.host, self.sites, self.batch_size, self.dtype = host, tuple(sites), batch_size, dtype
         self.widths = {s: host.model.width(s) for s in self.sites}
-        devices = devices or (jax.local_devices() if jax.default_backend() != "cpu" else jax.local_devices()[:1])
-        devices = devices if batch_size % len(devices) == 0 else devices[:1]
-        mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-        self._split = NamedSharding(mesh, P("data"))
-        self._params = jax.device_put(host.params, NamedSharding(mesh, P())) if len(devices) > 1 else host.params
+        self._split = None if mesh is None else parallel.sharding(mesh, "BT")
+        self._params = host.params if mesh is None else place(host, mesh).params
         self._pool = Pool(keep=2 * len(self.sites))
 
     def start(self, windows: Sequence[Window]) -> Any:

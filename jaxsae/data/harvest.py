@@ -45,7 +45,7 @@ def harvest(
         host: the host, where it is loaded already; else `config.host`.
         corpus: documents in memory; else `config.corpus`.
         say: called with (tokens run since the start of the harvest, rows stored) after every batch and every block.
-        devices: over which a batch is spread; by default all accelerators, or one CPU.
+        devices: over which the host is spread; by default all accelerators of this process, or one CPU.
 
     Returns:
         Plain facts: rows by split, tokens run, rows dropped by reason, bytes per row.
@@ -55,7 +55,7 @@ def harvest(
         HostError, ConfigError: a site, model or policy that cannot be.
     """
     corpus = config.open_corpus() if corpus is None else as_corpus(corpus)
-    host = config.load_host() if host is None else host
+    host = config.load_host(devices) if host is None else host
     writer = CacheWriter(out, config.manifest(host, corpus), config.part)
     cursor = writer.progress.cursor or {"windows": None, "run": 0}
     limit = config.window_limit

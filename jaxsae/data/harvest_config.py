@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxsae import hosts
 from jaxsae.config import register
 from jaxsae.data.activations import DropPolicy, Runner, batched
 from jaxsae.data.corpora import Corpus, DocumentRule, as_corpus
 from jaxsae.data.manifest import Dtype, Manifest
 from jaxsae.data.windows import Bos, Packing, TextPolicy, WindowStream
 from jaxsae.errors import ConfigError
+from jaxsae.hosts import Host, HostMesh, Llama
+from jaxsae.parallel import Chosen
 
 
 @register("harvest")
@@ -43,7 +47,8 @@ class HarvestConfig:
         heldout_fraction: share of the documents whose rows are kept away from training.
         seed: of the document order, the split and the row shuffle.
         dtype: how rows are stored.
-        host_dtype: in what the host computes.
+        host_dtype: of the host's weights and activations; norms, softmax and statistics are float32 in any case.
+        mesh: how the host is spread over the devices of each process.
         shuffle_tokens: tokens whose rows are shuffled together; what a kill loses at most.
         compression: of the stored rows.
         part: which share of the documents this process harvests.
@@ -75,6 +80,7 @@ class HarvestConfig:
     seed: int = 0
     dtype: Dtype = "bfloat16"
     host_dtype: Literal["float32", "bfloat16"] = "float32"
+    mesh: HostMesh = dataclasses.field(default_factory=HostMesh)
     shuffle_tokens: int = 32768
     compression: Literal["none", "zstd"] = "none"
     part: int = 0
@@ -123,11 +129,18 @@ class HarvestConfig:
         """The documents."""
         return as_corpus(self.corpus, field=self.text_field, documents=self.documents, split=self.corpus_split)
 
-    def load_host(self) -> Any:
-        """The host model."""
-        from jaxsae import hosts
+    def load_host(self, devices: Sequence[Any] | None = None) -> Host:
+        """The host model; where its weights have to be cut they are spread as they are read."""
 
-        return hosts.load(self.host, dtype=self.host_dtype)
+        def mesh(model: Llama) -> Mesh | None:
+            chosen = self.choose_mesh(model, devices).mesh
+            return chosen if chosen.shape["latent"] > 1 else None
+
+        return hosts.load(self.host, self.host_dtype, mesh)
+
+    def choose_mesh(self, model: Llama, devices: Sequence[Any] | None = None) -> Chosen:
+        """The mesh that a host runs on (see `jaxsae.hosts.choose_mesh`)."""
+        return hosts.choose_mesh(self.mesh, model, self.host_dtype, self.batch_size, devices)
 
     def manifest(self, host: Any, corpus: Corpus) -> Manifest:
         """What a cache made with this configuration is.
@@ -188,7 +201,8 @@ class HarvestConfig:
     def runner(self, host: Any, devices: Sequence[Any] | None = None) -> Runner:
         """The host made ready for this configuration's windows."""
         dtype = "float32" if self.dtype == "int8" else self.dtype
-        return Runner(host, self.sites, self.batch_size, dtype, devices)
+        mesh = self.choose_mesh(host.model, devices).mesh
+        return Runner(host, self.sites, self.batch_size, dtype, mesh if devices or mesh.size > 1 else None)
 
     def windows(self, host: Any, corpus: Sequence[str], **options: Any) -> WindowStream:
         """The windows of this part, from the start or from a state."""

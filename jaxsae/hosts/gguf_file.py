@@ -10,6 +10,7 @@ from jaxsae.hosts import gguf_header
 from jaxsae.hosts.gguf_header import Gguf
 from jaxsae.hosts.host import Host
 from jaxsae.hosts.llama import Llama
+from jaxsae.hosts.placement import MeshFor, mesh_of, placements
 from jaxsae.hosts.tokenizer import END_OF_TEXT, Tokenizer, byte_level
 from jaxsae.hosts.weights import Stack, digest_of
 
@@ -36,13 +37,14 @@ _ROWS_AT_ONCE = 4096
 _NORMAL, _CONTROL, _USER = 1, 3, 4
 
 
-def load_gguf(path: pathlib.Path, dtype: str = "float32", name: str | None = None) -> Host:
+def load_gguf(path: pathlib.Path, dtype: str = "float32", name: str | None = None, mesh: MeshFor = None) -> Host:
     """The host in a GGUF file.
 
     Args:
         path: the file.
         dtype: "float32" or "bfloat16"; quantised weights are expanded to it.
         name: what to call it; default the file's name.
+        mesh: the devices that its weights are spread over, or a function model -> mesh; None for the default device.
 
     Raises:
         HostError: not a readable GGUF file, another architecture, or a quantisation that cannot be expanded.
@@ -52,11 +54,12 @@ def load_gguf(path: pathlib.Path, dtype: str = "float32", name: str | None = Non
         model = _model(file)
     except (ArithmeticError, TypeError, ValueError) as e:
         raise HostError(f"{path} holds settings that describe no model ({e}); it is damaged or not a decoder") from e
-    stack = Stack(model, dtype, path)
+    mesh, stack = mesh_of(mesh, model), Stack(model, dtype, path)
     for tensor in file.tensors:
         if tensor != _ROPE_DIVISORS:
             _put(stack, file, tensor)
-    return Host(name or path.stem, model, stack.finish(), _tokenizer(file), digest_of([path]))
+    params = stack.finish(None if mesh is None else placements(model, mesh))
+    return Host(name or path.stem, model, params, _tokenizer(file), digest_of([path]))
 
 
 def _model(file: Gguf) -> Llama:

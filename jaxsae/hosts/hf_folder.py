@@ -8,6 +8,7 @@ from typing import Any
 from jaxsae.errors import HostError
 from jaxsae.hosts.host import Host
 from jaxsae.hosts.llama import Llama
+from jaxsae.hosts.placement import MeshFor, mesh_of, placements
 from jaxsae.hosts.tokenizer import from_folder, read_json
 from jaxsae.hosts.weights import Stack, digest_of
 
@@ -32,13 +33,14 @@ _BLOCK = {
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def load_folder(folder: pathlib.Path, dtype: str = "float32", name: str | None = None) -> Host:
+def load_folder(folder: pathlib.Path, dtype: str = "float32", name: str | None = None, mesh: MeshFor = None) -> Host:
     """The host in a Hugging Face folder.
 
     Args:
         folder: holds config.json, model.safetensors (or shards and their index) and tokenizer.json.
         dtype: "float32" or "bfloat16"; the weights are converted to it.
         name: what to call it; default the folder's name.
+        mesh: the devices that its weights are spread over, or a function model -> mesh; None for the default device.
 
     Raises:
         HostError: a file is missing or damaged, or the architecture is another one.
@@ -47,11 +49,12 @@ def load_folder(folder: pathlib.Path, dtype: str = "float32", name: str | None =
         model = model_of(read_json(folder / "config.json"), folder)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         raise HostError(f"{folder}/config.json describes no model that jaxsae runs ({e})") from e
-    tokenizer = from_folder(folder)
+    tokenizer, mesh = from_folder(folder), mesh_of(mesh, model)
     stack, files = Stack(model, dtype, folder), _weight_files(folder)
     for file in files:
         _read_file(stack, file, model.tied)
-    return Host(name or folder.resolve().name, model, stack.finish(), tokenizer, digest_of(files))
+    params = stack.finish(None if mesh is None else placements(model, mesh))
+    return Host(name or folder.resolve().name, model, params, tokenizer, digest_of(files))
 
 
 def model_of(config: dict[str, Any], origin: pathlib.Path) -> Llama:

@@ -102,6 +102,14 @@ class Llama:
             tree["unembed"] = (self.vocab_size, d)
         return tree | {"blocks": {name: (self.n_layers, *shape) for name, shape in block.items()}}
 
+    def axes(self) -> dict[str, Any]:
+        """What the axes of every leaf are, by letters (see `jaxsae.hosts.placement`), as a pytree like `shapes`."""
+        block = {"ln1": "LD", "W_Q": "LDH", "W_K": "LDG", "W_V": "LDG", "W_O": "LHD"}
+        block |= {"ln2": "LD", "W_gate": "LDM", "W_in": "LDM", "W_out": "LMD"}
+        block |= {f"b_{letter}": "L" + block[f"W_{letter}"][2:] for letter in self.attention_bias}
+        unembed = {} if self.tied else {"unembed": "VD"}
+        return {"embed": "VD", "ln_final": "D", **unembed, "blocks": block}
+
     @property
     def n_params(self) -> int:
         """Number of parameters; a tied embedding counts once."""

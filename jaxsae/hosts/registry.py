@@ -10,6 +10,7 @@ from jaxsae.errors import HostError, closest
 from jaxsae.hosts.gguf_file import load_gguf
 from jaxsae.hosts.hf_folder import load_folder
 from jaxsae.hosts.host import Host
+from jaxsae.hosts.placement import MeshFor
 from jaxsae.hosts.weights import check_dtype
 
 #: Hosts known by name, and the package file that carries each.
@@ -54,12 +55,14 @@ def fetch(name: str | os.PathLike) -> pathlib.Path:
     )
 
 
-def load(name: str | os.PathLike, dtype: Any = "float32") -> Host:
-    """A host model with its weights on the default device.
+def load(name: str | os.PathLike, dtype: Any = "float32", mesh: MeshFor = None) -> Host:
+    """A host model with its weights on the default device, or spread over a mesh.
 
     Args:
         name: as for `fetch`: `"smollm2-135m"`, a .gguf file, a Hugging Face folder, or a hub name.
         dtype: of weights and activations: "float32" or "bfloat16".
+        mesh: the devices that its weights are spread over (see `jaxsae.hosts.placement`), or a function model -> mesh;
+            None for the default device.
 
     Raises:
         HostError: nothing of that name, a damaged file, or an architecture that jaxsae does not run.
@@ -72,9 +75,9 @@ def load(name: str | os.PathLike, dtype: Any = "float32") -> Host:
     path = fetch(name)
     called = os.fspath(name) if not pathlib.Path(os.fspath(name)).expanduser().exists() else None
     if path.is_dir():
-        return load_folder(path, dtype, called)
+        return load_folder(path, dtype, called, mesh)
     if path.suffix == ".gguf":
-        return load_gguf(path, dtype, called)
+        return load_gguf(path, dtype, called, mesh)
     raise HostError(f"{path} is neither a .gguf file nor a Hugging Face folder")
 
 

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,7 +19,8 @@ DTYPES = ("float32", "bfloat16")
 class Stack:
     """Preallocated stacked arrays; each tensor is written to its place and may then be dropped.
 
-    Peak memory is that of the finished parameters plus one tensor.
+    Peak memory of the machine is that of the finished parameters plus one tensor.  A device gets its own part of each
+    leaf and no more.
 
     Args:
         model: what the weights are for; gives the shapes.
@@ -53,8 +55,15 @@ class Stack:
         missing[i] = False
         return place
 
-    def finish(self) -> dict[str, Any]:
-        """The parameters on the default device.  Raises HostError if a tensor never came."""
+    def finish(self, placed: Any = None) -> dict[str, Any]:
+        """The parameters, leaf by leaf on the devices.
+
+        Args:
+            placed: the sharding of each leaf (`jaxsae.hosts.placement`); None for the default device.
+
+        Raises:
+            HostError: a tensor never came.
+        """
         lacking = [(leaf, i) for leaf, missing in self._missing.items() for i in np.flatnonzero(missing)]
         if lacking:
             leaf, i = lacking[0]
@@ -64,8 +73,11 @@ class Stack:
                 "another architecture"
             )
         tree: dict[str, Any] = {"blocks": {}}
-        for leaf in tuple(self._arrays):  # each is dropped here as soon as the device has it
-            (tree["blocks"] if leaf in self._stacked else tree)[leaf] = jnp.asarray(self._arrays.pop(leaf))
+        for leaf in tuple(self._arrays):  # each is dropped here as soon as the devices have it
+            array, stacked = self._arrays.pop(leaf), leaf in self._stacked
+            where = None if placed is None else (placed["blocks"] if stacked else placed)[leaf]
+            value = jnp.asarray(array) if where is None else jax.device_put(array, where)
+            (tree["blocks"] if stacked else tree)[leaf] = value
         return tree
 
 

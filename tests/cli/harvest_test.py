@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from jaxsae import hosts
 from jaxsae.cli.harvest import Harvest, run
+from jaxsae.cli.main import parse
 from jaxsae.data import HarvestConfig, open_cache
 from jaxsae.testing.tiny_host import tiny_host
 
@@ -52,6 +54,23 @@ def test_the_command_holds_every_option_of_the_configuration(tmp_path, text, mon
     options = {**vars(config(text)), "tokens": 200}
     command = Harvest(out=str(tmp_path / "c"), **options)
     assert command.run()["tokens_run"] == 208
+
+
+def test_a_host_is_spread_as_it_is_read_where_the_command_asks_for_it(tmp_path, text, monkeypatch, capsys):
+    asked = []
+
+    def load(name, dtype, mesh):
+        asked.append((name, dtype, dict(mesh(tiny_host().model).shape)))
+        return tiny_host(dtype=dtype)
+
+    monkeypatch.setattr(hosts, "load", load)
+    options = ["--host", "some", "--host-dtype", "bfloat16", "--mesh.data", "4", "--mesh.latent", "2"]
+    options += ["--corpus", text, "--sites", SITE, "--context-size", "16", "--tokens", "64"]
+    facts = parse("harvest", [*options, "--out", str(tmp_path / "c")]).run()
+    assert asked == [("some", "bfloat16", {"run": 1, "data": 4, "latent": 2})]
+    assert facts["tokens_run"] == 64
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "host on mesh data 4 x latent 2: as the configuration says; whole on each device" in shown
 
 
 def test_a_cache_begun_in_parts_is_gone_on_with_by_one_call(tmp_path, text):

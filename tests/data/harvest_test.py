@@ -16,6 +16,7 @@ from jaxsae.data import Corpus, HarvestConfig, harvest, open_cache
 from jaxsae.data.activations import DropPolicy, Runner
 from jaxsae.data.store import Folder
 from jaxsae.errors import ConfigError, DataError, HostError
+from jaxsae.hosts import HostMesh
 from jaxsae.testing.tiny_host import tiny_host
 
 SITE = "blocks.1.hook_resid_post"
@@ -137,6 +138,25 @@ def test_a_batch_may_be_spread_over_devices(host, tmp_path, cache):
     harvest(CONFIG, tmp_path / "c", host=host, corpus=TEXTS, devices=jax.devices()[:4])
     spread = open_cache(tmp_path / "c").split("train")
     np.testing.assert_allclose(spread.read(0, spread.rows), cache.split("train").read(0, spread.rows), atol=2e-5)
+
+
+@pytest.mark.parametrize("mesh", [HostMesh(data=2, latent=4), HostMesh(latent=8)], ids=str)
+def test_a_host_cut_over_devices_writes_the_same_rows(host, tmp_path, cache, mesh):
+    harvest(change(mesh=mesh), tmp_path / "c", host=host, corpus=TEXTS)
+    spread, alone = (c.split("train") for c in (open_cache(tmp_path / "c"), cache))
+    rows = np.arange(alone.rows)
+    assert spread.rows == alone.rows
+    np.testing.assert_array_equal(spread.origin(rows).position, alone.origin(rows).position)
+    np.testing.assert_allclose(spread.read(0, alone.rows), alone.read(0, alone.rows), atol=2e-5)
+
+
+def test_a_cache_is_gone_on_with_on_another_mesh(host, tmp_path, cache):
+    """The mesh is no part of what a cache is: every row is there, and none twice."""
+    harvest(change(tokens=400), tmp_path / "c", host=host, corpus=TEXTS)
+    harvest(change(mesh=HostMesh(data=4, latent=2)), tmp_path / "c", host=host, corpus=TEXTS)
+    origins = (s.origin(np.arange(s.rows)) for s in (c.split("train") for c in (open_cache(tmp_path / "c"), cache)))
+    both, alone = (sorted(zip(o.doc.tolist(), o.position.tolist(), strict=True)) for o in origins)
+    assert both == alone
 
 
 # ------------------------------------------------------------------------------------------------- left out

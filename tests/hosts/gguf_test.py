@@ -9,6 +9,8 @@ import pytest
 from jaxsae import hosts
 from jaxsae.errors import HostError
 from jaxsae.hosts.gguf_file import load_gguf
+from jaxsae.hosts.placement import placements
+from jaxsae.parallel import make_mesh
 from jaxsae.testing.tiny_host import byte_tokenizer, tiny_host
 
 T = gguf.MODEL_TENSOR
@@ -148,6 +150,13 @@ def test_bfloat16_hosts_hold_the_rounded_float32_weights(host, good):
     read = load_gguf(good, dtype="bfloat16")
     np.testing.assert_array_equal(read.params["blocks"]["W_in"], host.params["blocks"]["W_in"].astype(jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(read.params)} == {jnp.dtype("bfloat16")}
+
+
+def test_weights_are_read_onto_a_mesh(good):
+    mesh = make_mesh(2, 2, jax.devices()[:4])
+    read, whole = load_gguf(good, mesh=mesh), load_gguf(good)
+    assert jax.tree.map(lambda x: x.sharding, read.params) == placements(read.model, mesh)
+    jax.tree.map(np.testing.assert_array_equal, read.params, whole.params)
 
 
 def test_frequency_factors_and_linear_scaling_divide_the_frequencies(host, tmp_path):

@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 from jaxsae import hosts
 from jaxsae.errors import HostError
 from jaxsae.hosts.hf_folder import load_folder, model_of
+from jaxsae.hosts.placement import placements
+from jaxsae.parallel import make_mesh
 from jaxsae.testing.tiny_host import tiny_host
 
 BLOCK = {
@@ -84,6 +86,18 @@ def test_a_folder_written_from_a_host_is_that_host(variant, shards, tmp_path):
     assert read.name == "tiny-llama"
     jax.tree.map(np.testing.assert_array_equal, read.params, host.params)
     assert read.tokenizer.encode("é") == host.tokenizer.encode("é")
+
+
+@pytest.mark.parametrize("asked", ["a mesh", "a function of the model"])
+def test_weights_are_read_onto_a_mesh(asked, host, tmp_path):
+    """Each leaf in its place and in the dtype asked for."""
+    mesh = make_mesh(2, 2, jax.devices()[:4])
+    folder = write(tmp_path / "tiny", host)
+    read = hosts.load(folder, "bfloat16", mesh if asked == "a mesh" else lambda model: mesh)
+    expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16), host.params)
+    jax.tree.map(np.testing.assert_array_equal, read.params, expected)
+    assert jax.tree.map(lambda x: x.sharding, read.params) == placements(host.model, mesh)
+    assert read.params["blocks"]["W_out"].addressable_data(0).shape == (2, 32, 32)
 
 
 @pytest.mark.parametrize("stored", [np.float16, jnp.bfloat16])

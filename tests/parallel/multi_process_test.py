@@ -196,11 +196,12 @@ SETTINGS = {
 }
 MEASURE = EvalConfig(batch_rows=128, ce_tokens=256, ce_batch_windows=4, bootstrap=10)
 CHILD = """
-    import json, os, sys
+    import jax, json, os, sys
     from jaxsae import parallel
     from jaxsae.cli import harvest as command
     from jaxsae.data import HarvestConfig, harvest, open_cache
     from jaxsae.evals.evaluate import EvalConfig, evaluate
+    from jaxsae.hosts import HostMesh
     from jaxsae.io import load
     from jaxsae.testing.tiny_host import tiny_host
 
@@ -217,7 +218,8 @@ CHILD = """
 
     if place.index == int(dies):
         command.harvest = with_end
-    config = HarvestConfig(**{**settings, "sites": tuple(settings["sites"])})
+    cut = HostMesh(latent=2) if parallel.count() < len(jax.devices()) else HostMesh()
+    config = HarvestConfig(**{**settings, "sites": tuple(settings["sites"]), "mesh": cut})
     command.run(config, cache, host=host)
     measure = EvalConfig(batch_rows=128, ce_tokens=256, ce_batch_windows=4, bootstrap=10)
     numbers = evaluate(load(sae), open_cache(cache), host, config=measure)
@@ -242,9 +244,10 @@ def test_harvest_into_disjoint_parts_killed_and_continued_and_evaluated_together
         assert statuses[1] == 9
         assert statuses[0] != 0, two.everything()
     assert not open_cache(several).done
-    with Group(tmp_path / "lives", 2, [*call, "-1"]) as two:
+    with Group(tmp_path / "lives", 2, [*call, "-1"], devices=2) as two:  # each cuts its host over devices of its own
         assert two.statuses() == [0, 0], two.everything()
         assert two.said(1) + two.said(1, "out") == ""
+        assert "host on mesh data 1 x latent 2" in two.said(0)
     harvest_command.run(HarvestConfig(**settings), single, host=tiny_host())
     found, expected = open_cache(several), open_cache(single)
     assert found.done
