@@ -178,7 +178,9 @@ class Rank:
         kept_min = jnp.nanmean(jnp.where(jnp.isfinite(lowest), lowest, jnp.nan))
         values = self._worth(values)
         n = size if self.may_miss else self.cap
-        codes = SparseCodes(jnp.where(keep, values, 0.0)[:, :n], index[:, :n], len(scale))
+        # Without the barrier XLA merges a shorter list's cut with the top-k before it, and sorts whole rows instead.
+        kept = jax.lax.optimization_barrier(index)[:, :n] if n < size else index
+        codes = SparseCodes(jnp.where(keep, values, 0.0)[:, :n], kept, len(scale))
         return Selection(codes, exact, kept_min, SparseCodes(values, index, len(scale)))
 
     def frozen(self, p: Params, track: PyTree, hyper: Params, D: Dictionary, form: str):
