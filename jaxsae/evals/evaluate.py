@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
+from jaxsae import parallel
 from jaxsae.config import register
 from jaxsae.errors import ConfigError, DataError
 from jaxsae.evals import metrics
@@ -88,7 +88,7 @@ def evaluate(
             f"the dictionary reads width {sae.d_in}, but {site!r} has width {split.d(site)} in this cache"
         )
     rows = split.rows if config.rows is None else min(split.rows, config.rows)
-    share = (jax.process_index(), jax.process_count())
+    share = (parallel.index(), parallel.count())
     batches = split_batches(split, site, config.batch_rows, rows, share)
     seen = reconstruction(
         sae, batches, batch_rows=config.batch_rows, total=rows // share[1], progress=progress, together=True

@@ -14,7 +14,7 @@ from jaxsae.config import register
 from jaxsae.errors import ConfigError
 from jaxsae.hosts.llama import Llama
 from jaxsae.hosts.placement import cut, device_bytes
-from jaxsae.parallel import Chosen, make_mesh
+from jaxsae.parallel import Chosen, make_mesh, memory_of
 from jaxsae.parallel.choose import USABLE, nearest
 
 #: Bytes of a device that does not tell its memory: those of the smallest accelerators (a core of a TPU v2 or v3).
@@ -90,7 +90,7 @@ def choose_mesh(
             f"batch_size = {batch_size} windows cannot be spread over mesh.data = {config.data} devices; expected a "
             f"multiple, the nearest are {nearest(batch_size, config.data)}"
         )
-    latent, reason = _latent(config, model, dtype, len(found), memory or _memory(found[0]))
+    latent, reason = _latent(config, model, dtype, len(found), memory or memory_of(found[0]) or ASSUMED)
     rest = len(found) // latent
     data = config.data or max(n for n in _divisors(rest) if batch_size % n == 0)
     if data < rest:
@@ -140,8 +140,3 @@ def _left_whole(model: Llama, latent: int) -> str:
 
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _memory(device: Any) -> float:
-    stats = device.memory_stats() if device.platform in ("gpu", "tpu") else None
-    return (stats or {}).get("bytes_limit") or ASSUMED

@@ -1,7 +1,7 @@
 """Meshes, placements and processes.  Nothing in coders, terms or recipes knows of them."""
 
 from jaxsae.parallel.agree import StopVote, total
-from jaxsae.parallel.choose import Chosen, MeshConfig, Need, choose_mesh
+from jaxsae.parallel.choose import Chosen, MeshConfig, Need, choose_mesh, memory_of
 from jaxsae.parallel.in_force import shard, sizes, use
 from jaxsae.parallel.lost import lost, peer_lost
 from jaxsae.parallel.processes import agree_on, barrier, count, exchange, first, gather, index, on_first, several
@@ -26,6 +26,7 @@ __all__ = [
     "index",
     "lost",
     "make_mesh",
+    "memory_of",
     "on_first",
     "peer_lost",
     "several",

@@ -162,6 +162,12 @@ def _reason(need: Need, data: int, latent: int, possible: list, fitting: list) -
     return told
 
 
+def memory_of(device: Any) -> int | None:
+    """Bytes that programs may use on a device, where it tells (CPUs do not: they share the machine's)."""
+    stats = device.memory_stats() if device.platform in ("gpu", "tpu") else None
+    return (stats or {}).get("bytes_limit")
+
+
 def nearest(size: int, factor: int) -> str:
     """The multiples of `factor` around `size`, for messages."""
     below = size // factor * factor

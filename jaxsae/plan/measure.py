@@ -65,7 +65,7 @@ def measure(programs: Programs, batch: Batch) -> Measured:
     with compiling_for(device.platform, device.device_kind):  # the kernels that those devices would run
         lowered = programs.lower(batch)
     try:
-        compiled, text = _compile(lowered, device.platform)
+        compiled, text = compile_and_read(lowered, device.platform)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
@@ -89,7 +89,7 @@ def measure(programs: Programs, batch: Batch) -> Measured:
     )
 
 
-def _compile(lowered: Any, platform: str) -> tuple[Any, str]:
+def compile_and_read(lowered: Any, platform: str) -> tuple[Any, str]:
     """The program, and its text after optimisation.
 
     A TPU compiler writes the text itself: jaxlib cannot read back every program of a newer libtpu (where v6e's gathers

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from jaxsae.errors import ConfigError, closest
+from jaxsae.parallel import memory_of
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ def open_target(name: str) -> Target:
     """
     if name == "local":
         devices = jax.devices()
-        stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
-        return Target(name, devices, Chip(devices[0].platform, float((stats or {}).get("bytes_limit", 0))))
+        return Target(name, devices, Chip(devices[0].platform, float(memory_of(devices[0]) or 0)))
     kind = name.partition(":")[0]
     if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", name):
         hint = closest(kind, CHIPS) if kind not in CHIPS else ""

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxsae.errors import ConfigError, closest
+from jaxsae.plan.measure import compile_and_read
 from jaxsae.plan.topology import tpu_devices
 
 #: The smallest topology of each chip that libtpu opens without a TPU.
@@ -91,10 +92,14 @@ def compile_for(chip: str, f: Callable, *args: Any, donate: tuple[int, ...] = ()
         donate: positions of arguments whose buffers may be reused.
 
     Returns:
-        The compiled program, with `memory_analysis()` and mostly `as_text()`: jax 0.10.2 cannot print every program
-        that libtpu 0.0.52 makes for v5p and v6e.
+        The compiled program, with `memory_analysis()`; for its text see `text_for`.
     """
     return lower_for(chip, f, *args, donate=donate).compile()
+
+
+def text_for(chip: str, f: Callable, *args: Any, donate: tuple[int, ...] = ()) -> tuple[Any, str]:
+    """The compiled program and its text, arguments as in `compile_for`: jax cannot print every program itself."""
+    return compile_and_read(lower_for(chip, f, *args, donate=donate), "tpu")
 
 
 def lower_for(chip: str, f: Callable, *args: Any, donate: tuple[int, ...] = ()) -> Any:

@@ -135,8 +135,7 @@ def choose(config: TrainConfig, recipe: Recipe | Fleet, devices: Sequence[Any]) 
     members = recipe.size if isinstance(recipe, Fleet) else 1
     need = parallel.Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens, members)
     own = next(d for d in devices if d.process_index == parallel.index())
-    stats = own.memory_stats() if own.platform in ("gpu", "tpu") else None
-    limits = parallel.exchange("memory", json.dumps((stats or {}).get("bytes_limit")))  # all have to choose alike
+    limits = parallel.exchange("memory", json.dumps(parallel.memory_of(own)))  # all have to choose alike
     known = [limit for limit in map(json.loads, limits) if limit]
     return parallel.choose_mesh(config.mesh, need, devices, min(known, default=None))
 

@@ -115,9 +115,7 @@ def decode_residual_sddmm(
             "decode_residual_sddmm: expected values and indices [B, K], W [S, E] and e0 [B, E], found "
             f"{values.shape}, {indices.shape}, {W.shape} and {e0.shape}"
         )
-    if (
-        split_of(len(values), len(W)) is not None
-    ):  # on a mesh every device decodes what it holds, and the parts are added
+    if split_of(len(values), len(W)) is not None:  # every device decodes what it holds, and the parts are added
         e = e0.astype(jnp.float32) - sparse_decode(values, indices, W)
         return jnp.sum(e**2, axis=-1), e
     shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
