@@ -11,6 +11,7 @@ import jax
 
 from jaxsae.errors import ConfigError, closest
 from jaxsae.parallel import memory_of
+from jaxsae.train import trace
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def tpu_devices(name: str) -> Sequence[Any]:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     _leave_flags_libtpu_knows()
+    if jax.default_backend() != "tpu":
+        trace.forbid("this process has compiled for a TPU it does not have; train in a process of its own")
     return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
 

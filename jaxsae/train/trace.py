@@ -4,6 +4,16 @@ import os
 
 import jax
 
+_reasons_against: list[str] = []
+
+
+def forbid(reason: str) -> None:
+    """No trace is recorded in this process from here on; `reason` is told where one was asked for.
+
+    The profiler asks every library of a device that the process has loaded, and one without its device makes it crash.
+    """
+    _reasons_against.append(reason)
+
 
 class Trace:
     """Records steps first .. first + steps - 1 of a run into a folder.
@@ -20,12 +30,14 @@ class Trace:
 
     def before(self, step: int) -> None:
         """Called before each step with its number."""
-        if self._folder is not None and step == self._first:
+        if self._folder is not None and step == self._first and not _reasons_against:
             jax.profiler.start_trace(os.fspath(self._folder))
             self._on = True
 
     def after(self, step: int, done: jax.Array) -> str:
-        """Called after each step; waits for `done` when the trace ends.  Says where it lies, once."""
+        """Called after each step; waits for `done` when the trace ends.  Tells once where it lies or why not."""
+        if _reasons_against and self._folder is not None and step == self._first:
+            return f"no profiler trace: {_reasons_against[0]}"
         if not self._on or self._first is None or step < self._first + self._steps - 1:
             return ""
         done.block_until_ready()

@@ -1,6 +1,9 @@
 """What is looked out for during a run: stalls, spikes, traces; a page for others; compiled programs kept."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 import time
 
 import jax
@@ -110,10 +113,41 @@ def test_spikes_are_noted_or_stop_the_run(tmp_path):
         run(tmp_path / "stopped", Source(grow_at=10), 14, WatchPolicy(on_spike="stop"))
 
 
+TRACED = """
+import sys
+import jax
+import numpy as np
+from jaxsae import recipes
+from jaxsae.data.sources import ArraySource
+from jaxsae.train import RunDir, WatchPolicy, fit
+
+if sys.argv[2:]:
+    from jaxsae.plan import open_target
+    open_target(sys.argv[2])
+rows = ArraySource(np.ones((64, 8), np.float32), batch_size=16)
+with RunDir(sys.argv[1]).open() as run_dir:
+    watch = WatchPolicy(trace_step=2, trace_steps=2)
+    fit(recipes.relu_l1(8, 16), rows, 6, key=jax.random.key(0), run_dir=run_dir, watch=watch)
+"""
+
+
+def traced(path, *topology):
+    """Events and traced files of a run in a process of its own, whose profiler no other library has touched."""
+    subprocess.run([sys.executable, "-c", TRACED, path, *topology], check=True, capture_output=True, timeout=300)
+    return events(path), [p for p in (path / "profile").rglob("*") if p.is_file()]
+
+
 def test_chosen_steps_are_traced(tmp_path):
-    run(tmp_path, Source(), 6, WatchPolicy(trace_step=2, trace_steps=2), every=100)
-    assert [p for p in (tmp_path / "profile").rglob("*") if p.is_file()]
-    assert any("trace of steps 2 to 3" in e for e in events(tmp_path))
+    told, files = traced(tmp_path)
+    assert files
+    assert any("trace of steps 2 to 3" in e for e in told)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_no_trace_where_the_profiler_would_crash(tmp_path):
+    told, files = traced(tmp_path, "v5e:2x2")
+    assert not files
+    assert any("no profiler trace: this process has compiled for a TPU it does not have" in e for e in told)
 
 
 def test_the_run_directory_explains_itself(tmp_path):
