@@ -4,7 +4,6 @@
 set -uo pipefail
 PROGRAM=${0##*/}
 DRY_RUN=
-CHILD=
 COMMAND=()
 OPTION_NAMES=() OPTION_KINDS=() OPTION_VARS=() OPTION_HELP=()
 exec 3>&1 4>&2 # where a dry run and a signal's handler print, whatever is redirected at the moment
@@ -165,13 +164,8 @@ command_options() {
 
 # child COMMAND...: runs it in a way that lets a trapped signal act at once instead of after its end.
 child() {
-  local status
   "$@" </dev/null 3>&- 4>&- &
-  CHILD=$!
-  wait "$CHILD"
-  status=$?
-  CHILD=
-  return "$status"
+  wait "$!"
 }
 # run COMMAND...: runs it, or prints it under --dry-run.
 run() {
@@ -201,17 +195,21 @@ on_signals() {
   trap "_signalled HUP 129 $1" HUP
 }
 end_tree() { # with a tool's own children, held meanwhile so that it starts no more: gcloud's ssh would go on without it
-  local below
+  local below tries
   kill -STOP "$1" 2>/dev/null
+  for ((tries = 0; tries < 40; tries++)); do # one that is starting another stops only when that is done
+    case $(ps -o state= -p "$1") in T* | Z* | '') break ;; esac
+    sleep 0.05
+  done
   for below in $(pgrep -P "$1"); do end_tree "$below"; done
   kill -TERM "$1" 2>/dev/null
   kill -CONT "$1" 2>/dev/null
 }
 _signalled() {
+  local child
   trap - INT TERM HUP
   exec >&3 2>&4
-  [ -z "$CHILD" ] || end_tree "$CHILD"
-  CHILD=
+  for child in $(jobs -p); do end_tree "$child"; done
   "$3" "SIG$1"
   exit "$2"
 }

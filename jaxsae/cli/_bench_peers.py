@@ -1,8 +1,11 @@
-"""One training step of each peer at a given shape, in a process of its own.
+"""One training step of each peer at a given shape, in a process of its own, on the CPU or on a GPU.
 
 torch's and XLA's thread pools each take all cores and spin for a while after work, so that in one process either slows
 the other down; apart, and asked in turn, whoever waits costs nothing.  `python -m jaxsae.cli._bench_peers NAME SIZES`
 prints `{"ready": ...}` or `{"error": ...}`, then answers every line it reads with the seconds one more step took.
+
+On a GPU all of them may use TF32 in float32 products, as jax does; sparsify computes its forward pass in bf16 there by
+itself.
 """
 
 import dataclasses
@@ -25,9 +28,10 @@ def sparsify(shape: Shape, x: Any) -> Callable[[], None]:
     import torch
     from sparsify import SparseCoder, SparseCoderConfig
 
-    coder = SparseCoder(shape.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k), dtype=torch.float32)
+    config = SparseCoderConfig(num_latents=shape.d_sae, k=shape.k)
+    coder = SparseCoder(shape.d_in, config, device=x.device, dtype=torch.float32)
     adam = torch.optim.Adam(coder.parameters(), lr=2e-4 / (shape.d_sae / 2**14) ** 0.5)
-    silent = torch.zeros(shape.d_sae, dtype=torch.long)
+    silent = torch.zeros(shape.d_sae, dtype=torch.long, device=x.device)
 
     def step() -> None:
         coder.set_decoder_norm_to_unit_norm()
@@ -49,10 +53,12 @@ def sae_lens(shape: Shape, x: Any) -> Callable[[], None]:
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer, SAETrainerConfig
 
-    coder = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k, device="cpu"))
+    device = str(x.device)
+    coder = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k, device=device))
     config = SAETrainerConfig(
         total_training_samples=10**6 * shape.batch_size,
         train_batch_size_samples=shape.batch_size,
+        device=device,
         lr_end=3e-4,  # its runner fills this in; the schedule is constant by default
         logger=LoggingConfig(log_to_wandb=False),
     )
@@ -69,7 +75,8 @@ def dictionary_learning(shape: Shape, x: Any) -> Callable[[], None]:
     """dictionary_learning: `TopKTrainer.update` with its defaults (AuxK, clipping, Adam)."""
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    trainer = TopKTrainer(10**6, shape.d_in, shape.d_sae, shape.k, layer=0, lm_name="none", seed=0, device="cpu")
+    place = {"layer": 0, "lm_name": "none", "seed": 0, "device": str(x.device)}
+    trainer = TopKTrainer(10**6, shape.d_in, shape.d_sae, shape.k, **place)
     steps = iter(range(10**6))
     return lambda: trainer.update(next(steps), x)
 
@@ -89,18 +96,20 @@ class Peer:
         name: a key of `PEERS`.
         shape: sizes of the step.
         python: the interpreter that has the peer; ours if empty.
+        device: "cpu" or "cuda".
 
     Raises:
         ConfigError: there is no such peer, or it is not installed there.
     """
 
-    def __init__(self, name: str, shape: Shape, python: str = ""):
+    def __init__(self, name: str, shape: Shape, python: str = "", device: str = "cpu"):
         if name not in PEERS:
             raise ConfigError(f"bench: no peer {name!r}{closest(name, PEERS)}")
         self.name, sizes = name, json.dumps(dataclasses.asdict(shape))
-        settings = {**os.environ, "OMP_WAIT_POLICY": "passive", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
-        settings["SPARSIFY_DISABLE_TRITON"] = "1"  # its Triton kernels need a GPU
-        command = [python or sys.executable, "-m", "jaxsae.cli._bench_peers", name, sizes]
+        settings = {**os.environ, "OMP_WAIT_POLICY": "passive", "JAX_PLATFORMS": "cpu"}
+        if device == "cpu":  # sparsify's Triton kernels need a GPU
+            settings |= {"CUDA_VISIBLE_DEVICES": "", "SPARSIFY_DISABLE_TRITON": "1"}
+        command = [python or sys.executable, "-m", "jaxsae.cli._bench_peers", name, sizes, device]
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, text=True, env=settings, **pipe)  # type: ignore[call-overload]
         self.about: dict[str, Any] = {}
@@ -131,7 +140,7 @@ class Peer:
         self.process.wait()
 
 
-def serve(name: str, shape: Shape) -> None:
+def serve(name: str, shape: Shape, device: str) -> None:
     """The peer's side: see the module docstring."""
     module, package, make = PEERS[name]
     if importlib.util.find_spec(module) is None or importlib.util.find_spec("torch") is None:
@@ -143,15 +152,23 @@ def serve(name: str, shape: Shape) -> None:
     import torch
 
     torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((shape.batch_size, shape.d_in), np.float32))
-    step = make(shape, x)
+    step, wait = make(shape, x.to(device)), torch.cuda.synchronize if device == "cuda" else lambda: None
     versions = {p: importlib.metadata.version(p) for p in (package, "torch")}
     _say(ready={"versions": versions, "threads": torch.get_num_threads()})
     for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
-        seconds = time.perf_counter() - start
-        _say(seconds=seconds, peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        try:
+            wait()
+            start = time.perf_counter()
+            step()
+            wait()
+            seconds = time.perf_counter() - start
+        except RuntimeError as e:  # out of memory, as a rule
+            _say(error=f"bench: peer {name!r} failed: {' '.join(str(e).split())[:160]}")
+            return
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        _say(seconds=seconds, peak_bytes=torch.cuda.max_memory_allocated() if device == "cuda" else peak)
 
 
 def _say(**answer: Any) -> None:
@@ -159,4 +176,4 @@ def _say(**answer: Any) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], Shape(**json.loads(sys.argv[2])))
+    serve(sys.argv[1], Shape(**json.loads(sys.argv[2])), sys.argv[3])

@@ -11,8 +11,10 @@ from jaxsae.cli._bench_shapes import Shape, shape_of
 from jaxsae.cli._bench_timing import environment, in_turn, spread, streaming_bytes, timed
 from jaxsae.errors import ConfigError, closest
 from jaxsae.kernels import _dispatch
+from jaxsae.kernels.decode_residual_sddmm.api import IMPLEMENTATIONS as RESIDUAL
 from jaxsae.kernels.encode_topk.api import IMPLEMENTATIONS as ENCODE
 from jaxsae.kernels.sparse_decode.api import IMPLEMENTATIONS as DECODE
+from jaxsae.kernels.sparse_grad.api import IMPLEMENTATIONS as ROW_SUMS
 from jaxsae.kernels.topk.api import IMPLEMENTATIONS as TOPK
 from jaxsae.train.memory import keep_freed_memory
 
@@ -149,6 +151,37 @@ def _sparse_decode(shape: Shape, dtype: Any) -> tuple[dict[str, int], _dispatch.
     return axes, DECODE, make
 
 
+def _decode_residual_sddmm(shape: Shape, dtype: Any) -> tuple[dict[str, int], _dispatch.Available, Callable]:
+    import jax
+    import jax.numpy as jnp
+
+    x, W, values, indices = _rows(shape, dtype)
+    atoms, rows = W.T, x.astype(jnp.float32)
+
+    def make(name: str) -> Callable[[], Any]:
+        def loss(values, atoms, indices, rows):
+            return jnp.sum(kernels.decode_residual_sddmm(values, indices, atoms, rows, implementation=name)[0])
+
+        run = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        return lambda: run(values, atoms, indices, rows)
+
+    axes = {"B": shape.batch_size, "K": shape.k, "S": shape.d_sae, "E": shape.d_in}
+    return axes, RESIDUAL, make
+
+
+def _sparse_grad(shape: Shape, dtype: Any) -> tuple[dict[str, int], _dispatch.Available, Callable]:
+    import jax
+
+    x, _, values, indices = _rows(shape, dtype)
+
+    def make(name: str) -> Callable[[], Any]:
+        run = jax.jit(lambda v, i, rows: kernels.sparse_grad(v, i, rows, shape.d_sae, implementation=name))
+        return lambda: run(values, indices, x)
+
+    axes = {"B": shape.batch_size, "K": shape.k, "S": shape.d_sae, "E": shape.d_in}
+    return axes, ROW_SUMS, make
+
+
 def _topk(shape: Shape, dtype: Any) -> tuple[dict[str, int], _dispatch.Available, Callable]:
     import jax
 
@@ -162,7 +195,13 @@ def _topk(shape: Shape, dtype: Any) -> tuple[dict[str, int], _dispatch.Available
 
 
 #: Op -> (axes of the call, implementations, maker of a call by name), at a shape and dtype.
-OPS: dict[str, Callable] = {"encode_topk": _encode_topk, "sparse_decode": _sparse_decode, "topk": _topk}
+OPS: dict[str, Callable] = {
+    "encode_topk": _encode_topk,
+    "decode_residual_sddmm": _decode_residual_sddmm,
+    "sparse_decode": _sparse_decode,
+    "sparse_grad": _sparse_grad,
+    "topk": _topk,
+}
 
 
 def write_table(axes: dict[str, dict[str, int]], dtype: str, seconds: dict[str, dict[str, float]]) -> pathlib.Path:

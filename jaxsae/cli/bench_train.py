@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from contextlib import ExitStack, closing
 from typing import Any, Literal
@@ -29,7 +30,8 @@ class BenchTrain:
         dtype: of the large products; masters and moments stay float32.
         repeats: rounds.
         keep_memory: keep freed memory for the next step, as `jaxsae train` does (CPU only; peers run as they come).
-        peers: also measure sparsify, sae_lens and dictionary_learning at the same shape, in float32 on the CPU.
+        peers: also measure sparsify, sae_lens and dictionary_learning at the same shape, with float32 weights and
+            products as they choose: on a CPU in turn with ours, on a GPU one after another for want of memory.
         only_peers: the peers to measure; all of them if empty.
         peers_python: interpreter that has the peers; this one if empty.
         out: where to write the result as JSON; nowhere if empty.
@@ -54,15 +56,23 @@ class BenchTrain:
 
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
-        names = self._peers(jax.default_backend())
+        if self.peers or self.only_peers:  # jax would leave them no memory of a GPU
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        platform = jax.default_backend()
+        names, device = self._peers(platform), "cpu" if platform == "cpu" else "cuda"
         if self.keep_memory:
             keep_freed_memory()
+        others = {n: Peer(n, shape, self.peers_python, device) for n in (names if device == "cpu" else ())}
         with ExitStack() as stack:
-            others = {n: stack.enter_context(closing(Peer(n, shape, self.peers_python))) for n in names}
+            for peer in others.values():
+                stack.enter_context(closing(peer))
             for peer in others.values():
                 peer.ready()
             calls, memory, stream_bytes = own_calls(shape, self.dtype)
             seconds = in_turn({**calls, **{n: p.step for n, p in others.items()}}, self.repeats)
+        if device != "cpu":
+            for name in names:
+                others[name], seconds[name] = self._alone(Peer(name, shape, self.peers_python, device))
         result = {
             "shape": dataclasses.asdict(shape),
             "dtype": self.dtype,
@@ -79,12 +89,18 @@ class BenchTrain:
             pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
         return result
 
+    def _alone(self, peer: Peer) -> tuple[Peer, dict[str, float]]:
+        """A peer that has the device to itself, and its seconds."""
+        with closing(peer):
+            peer.ready()
+            return peer, in_turn({peer.name: peer.step}, self.repeats)[peer.name]
+
     def _peers(self, platform: str) -> tuple[str, ...]:
         if not (self.peers or self.only_peers):
             return ()
-        if self.dtype != "float32" or platform != "cpu":
+        if platform == "tpu" or (self.dtype != "float32" and platform == "cpu"):
             raise ConfigError(
-                f"bench: peers are measured in float32 on the CPU, this is {self.dtype} on {platform}; "
+                f"bench: peers are measured in float32 on the CPU, or on a GPU; this is {self.dtype} on {platform}; "
                 "leave out --peers"
             )
         return self.only_peers or tuple(PEERS)

@@ -1,6 +1,7 @@
 """Arrays to arrays: the few operations that carry the training step, one folder per op."""
 
 from jaxsae.kernels._dispatch import using
+from jaxsae.kernels.adam.api import adam
 from jaxsae.kernels.decode_residual_sddmm.api import decode_residual_sddmm
 from jaxsae.kernels.encode_topk.api import encode_topk
 from jaxsae.kernels.entries import add_at, pick, take
@@ -14,6 +15,7 @@ from jaxsae.kernels.topk.approx import approx_topk
 from jaxsae.kernels.topk_mask.api import topk_mask
 
 __all__ = [
+    "adam",
     "add_at",
     "approx_topk",
     "decode_residual_sddmm",

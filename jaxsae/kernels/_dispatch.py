@@ -108,7 +108,11 @@ def using(**implementations: str) -> Iterator[None]:
 def device() -> tuple[str, str]:
     """(platform, kind) that choices are made for."""
     target = _target.get()
-    return target if target is not None else (jax.default_backend(), jax.devices()[0].device_kind)
+    if target is not None:
+        return target
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    here = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
+    return here.platform, here.device_kind
 
 
 def choose(op: str, implementation: str | None, available: Available, shape: Shape | None = None, dtype: Any = None):

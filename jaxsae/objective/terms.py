@@ -183,7 +183,8 @@ class AuxK:
         e, mask = jax.lax.stop_gradient(out.err), out.rows.mask
         any_dead = jnp.any(ctx.dead())
         aux: Any = out.sel.aux  # present, since k_aux asks for it
-        rest = e - aux.decode(out.D.atoms(out.p), live=any_dead)
+        found = out.sel.aux_rows
+        rest = e - (aux.decode(out.D.atoms(out.p), live=any_dead) if found is None else found)
         scale = jnp.maximum(batch_variance(e, mask), TINY) if self.normalised else jnp.maximum(jnp.sum(mask), 1.0)
         loss = jnp.sum(mask[:, None] * rest**2) / scale
         return jnp.where(any_dead, loss, 0.0)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxsae import objective
 from jaxsae.config import register
@@ -14,9 +13,11 @@ from jaxsae.errors import ConfigError, closest
 from jaxsae.kernels._control import unless
 from jaxsae.objective import Constant, Schedule, Term
 from jaxsae.optim import Adam, Optimizer, Precision
+from jaxsae.optim.move import move
 from jaxsae.recipes.checks import check
 from jaxsae.recipes.state import State
 from jaxsae.sae import SAE, Ctx, Identity, Meta, NoNorm, One, Out, Rows, Want, freeze
+from jaxsae.sae.levels import reads_atoms
 from jaxsae.sae.slots import Dictionary, Encode, Levels, Norm, Readout, Tracker, Transform, View
 from jaxsae.typing import Batch, Params, PyTree
 
@@ -181,7 +182,12 @@ class Recipe:
         sel = self.encoder.encode(p, self.precision.rows(rows.x), self.dictionary, ctx, self.want, fused)
         nothing: Any = None
         out = Out(rows, p, sel, nothing, nothing, nothing, self.dictionary, self.levels, self.readout)
-        sse, err = self.levels.read(out, rows.y - self.readout.base(p, rows.x), ctx)
+        e0 = rows.y - self.readout.base(p, rows.x)
+        if sel.aux is not None and hasattr(self.levels, "read_both") and reads_atoms(out):
+            sse, err, aux_rows = self.levels.read_both(out, e0, jnp.any(ctx.dead()))
+            out = out._replace(sel=sel._replace(aux_rows=aux_rows))
+        else:
+            sse, err = self.levels.read(out, e0, ctx)
         return out._replace(level_sse=sse, err=err, yhat=rows.y - err)
 
     def loss(self, train: Params, fixed: Params, state: State, batch: Batch, frozen: PyTree = (), fused: bool = True):
@@ -235,17 +241,16 @@ class Recipe:
         """The optimiser step, then trackers, then transforms."""
         ctx = self.ctx(state)
         train, fixed = self.split(state.params)
-        grads = self.dictionary.tangent(state.params, grads)
-        direction, opt = self.optimizer.build().update(grads, state.opt, train)
         lr = state.hyper["lr"] * self.lr_schedule(state.step)
-        moved = jax.tree.map(lambda a, d: a - lr * d, train, direction)
-        params = self.dictionary.project({**moved, **fixed})
+        by_latent = [n for n, a in self.encoder.axes.items() if a == "DS"] if self.encoder.can_fuse(self.want) else ()
+        args = train, fixed, grads, state.opt, lr, tuple(by_latent)
+        params, opt, norm = move(self.optimizer, self.dictionary, *args)
         exact, observed, metrics = seen
         track = {t.name: t.update(state.track[t.name], observed[t.name], ctx) for t in self.trackers}
         state = replace(state, params=params, opt=opt, track=track, average=self._averaged(state, params))
         for transform in self.transforms:
             state = transform(self, state, ctx)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads), "lr": lr, "exact": exact.astype(jnp.float32)}
+        metrics = {**metrics, "grad_norm": norm, "lr": lr, "exact": exact.astype(jnp.float32)}
         if "fired" in state.track and "dead_after_tokens" in state.hyper:
             dead = state.track["fired"]["since"] >= state.hyper["dead_after_tokens"]
             metrics["dead_share"] = jnp.mean(dead.astype(jnp.float32))

@@ -43,6 +43,7 @@ class Free:
     init_norm: float = 0.1
     axes = {"W_dec": "SE"}
     fixed = ()
+    unit_rows = ()
 
     def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:
         return {"W_dec": unit(jax.random.normal(key, (self.d_sae, self.d_out))) * self.init_norm}
@@ -76,6 +77,7 @@ class Unit:
     d_out: int
     axes = {"W_dec": "SE"}
     fixed = ()
+    unit_rows = ("W_dec",)
     unit_norm = True
 
     def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:
@@ -110,6 +112,7 @@ class Normalised:
     d_out: int
     axes = {"W_dec": "SE"}
     fixed = ()
+    unit_rows = ()
     unit_norm = True
 
     def init(self, key: jax.Array, rows: Rows, p: Params) -> Params:

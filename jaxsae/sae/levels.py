@@ -41,12 +41,29 @@ class One:
         Returns:
             level_sse [B, 1] (sum over E) and err [B, E], the residual of the main reconstruction.
         """
-        codes = out.sel.codes
-        if isinstance(codes, SparseCodes) and decodes_atoms(out.D):
+        codes: Any = out.sel.codes
+        if reads_atoms(out):
             sse, err = kernels.decode_residual_sddmm(codes.values, codes.indices, out.D.atoms(out.p), e0)
             return sse[:, None], err
         err = e0 - decode_rows(out.D, out.p, out.sel.codes, out.rows.x)
         return jnp.sum(err**2, axis=-1, keepdims=True), err
+
+    def read_both(self, out: Out, e0: jax.Array, live: jax.Array) -> tuple[jax.Array, ...]:
+        """As `read`, and the decoded codes of dead latents [B, E]: the gradient of the atoms is then one sum.
+
+        Only where `reads_atoms(out)` and the selection has such codes; `live` says whether any latent is dead.
+        """
+        codes: Any = out.sel.codes
+        aux: Any = out.sel.aux
+        second = aux.values, aux.indices, live
+        W = out.D.atoms(out.p)
+        sse, err, rows = kernels.decode_residual_sddmm(codes.values, codes.indices, W, e0, second)
+        return sse[:, None], err, rows
+
+
+def reads_atoms(out: Out) -> bool:
+    """Whether the codes are sparse and decoded with one matrix of atoms and nothing else."""
+    return isinstance(out.sel.codes, SparseCodes) and decodes_atoms(out.D)
 
 
 def average(levels: Any, level_sse: jax.Array) -> jax.Array:

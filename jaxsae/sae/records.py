@@ -46,6 +46,7 @@ class Selection(NamedTuple):
     kept_min: jax.Array | None = None  # [] or [S], score units: the smallest kept score (NaN: nothing was kept)
     ranked: SparseCodes | None = None  # longer than codes, sorted by score, descending
     aux: SparseCodes | None = None  # the best among dead latents
+    aux_rows: jax.Array | None = None  # [B, E] those decoded, where the levels did so in passing
     pre: Pre | None = None  # only if wanted
     theta: jax.Array | None = None  # [S] learned threshold
     near: jax.Array | None = None  # [B] share of latents so near their learned threshold that it gets a gradient

@@ -41,7 +41,11 @@ class Norm(Protocol):
 
 
 class Dictionary(Protocol):
-    """Atoms: [S, E] directions that codes weigh."""
+    """Atoms: [S, E] directions that codes weigh.
+
+    Optional: `unit_rows`, the leaves whose rows keep norm 1, declares that `tangent` and `project` see to that and do
+    nothing else, so that a fused optimiser step may do it instead.
+    """
 
     @property
     def d_sae(self) -> int: ...

@@ -68,7 +68,10 @@ def test_calls_are_taken_in_turn():
         (lambda: BenchTrain(**SMALL, only_peers=("sparsifi",)), "no peer 'sparsifi'; did you mean 'sparsify'"),
         (lambda: BenchTrain(**SMALL, peers=True, dtype="bfloat16"), "peers are measured in float32 on the CPU"),
         (lambda: BenchKernels(**SMALL, ops=("encode",)), "no op 'encode'; did you mean 'encode_topk'"),
-        (lambda: BenchKernels(**SMALL, implementation="pallas_gpu", ops=("topk",)), "no implementation 'pallas_gpu'"),
+        (
+            lambda: BenchKernels(**SMALL, implementation="pallas_gpu", ops=("topk",)),
+            "'pallas_gpu' runs on gpu, this is cpu",
+        ),
     ],
 )
 def test_wrong_calls_are_refused_in_one_sentence(command, message):
@@ -78,7 +81,7 @@ def test_wrong_calls_are_refused_in_one_sentence(command, message):
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
     monkeypatch.setattr(_bench_peers.importlib.util, "find_spec", lambda name: None)
-    _bench_peers.serve("sparsify", Shape(2, 2, 2, 1))
+    _bench_peers.serve("sparsify", Shape(2, 2, 2, 1), "cpu")
     assert "pip install eai-sparsify" in json.loads(capsys.readouterr().out)["error"]
 
 

@@ -8,6 +8,7 @@ import pytest
 from jaxsae import kernels
 from jaxsae.errors import ConfigError
 from jaxsae.kernels.decode_residual_sddmm import api, xla
+from jaxsae.kernels.sparse_decode import xla as decode_xla
 
 
 def inputs(k, dtype=jnp.float32, rows=6, width=12, size=300):
@@ -32,12 +33,16 @@ def losses():
 class HoldsRows:
     """The parts of an implementation that takes the products while it has the rows, as the TPU kernel does."""
 
-    residual, dots, row_grads = xla.residual, xla.dots, xla.row_grads
+    residual, dots = xla.residual, decode_xla.dots
+
+    @staticmethod
+    def row_grads(values, indices, rows, size):
+        return decode_xla.outer_sum(values, indices, rows, size)[0]
 
     @staticmethod
     def residual_and_dots(values, indices, W, e0):
         e = xla.residual(values, indices, W, e0)
-        return e, xla.dots(e, indices, W)
+        return e, decode_xla.dots(e, indices, W)
 
 
 OPS = {"xla": api.IMPLEMENTATIONS["xla"], "holds rows": api.differentiable(HoldsRows)}
@@ -50,12 +55,49 @@ def test_gradients_equal_autodiff_of_the_reference(op, k, name):
     values, indices, W, e0 = inputs(k)
 
     def gradient(op):
-        f = lambda v, W, e0: losses()[name](*op(v, indices, W, e0))  # noqa: E731
+        f = lambda v, W, e0: losses()[name](*op(v, indices, W, e0, None)[:2])  # noqa: E731
         return jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(values, W, e0)
 
     found, expected = gradient(OPS[op]), gradient(api.IMPLEMENTATIONS["reference"])
     for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * float(jnp.abs(e).max()))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("sends", ["both", "second"])
+def test_a_second_list_adds_its_gradients_to_the_same_sum(op, live, sends):
+    values, indices, W, e0 = inputs(3)
+    rng = np.random.default_rng(1)
+    second = jnp.asarray(rng.standard_normal((6, 5)), jnp.float32) * live, jnp.asarray(rng.integers(0, 300, (6, 5)))
+
+    def loss(op, v, W, e0, v2):
+        sse, e, rows = op(v, indices, W, e0, (v2, second[1], jnp.array(live)))
+        main = jnp.sum(jnp.arange(1.0, 7.0) * sse) + jnp.sum(jnp.sin(e))
+        target = jax.lax.stop_gradient(e)
+        return (main if sends == "both" else 0.0) + live * jnp.sum((target - rows) ** 2)
+
+    def gradients(op):
+        return jax.jit(jax.value_and_grad(lambda *a: loss(op, *a), argnums=(0, 1, 2, 3)))(values, W, e0, second[0])
+
+    found, expected = gradients(OPS[op]), gradients(api.IMPLEMENTATIONS["reference"])
+    for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * max(float(jnp.abs(e).max()), 1e-6))
+
+
+def test_runs_of_a_sweep_with_and_without_a_live_second_list():
+    values, indices, W, e0 = inputs(3)
+
+    def gradient(live):
+        def loss(W):
+            sse, _, rows = kernels.decode_residual_sddmm(values, indices, W, e0, (values * live, indices, live))
+            return jnp.sum(sse) + jnp.where(live, jnp.sum(rows**2), 0.0)
+
+        return jax.grad(loss)(W)
+
+    together = jax.jit(jax.vmap(gradient))(jnp.array([False, True]))
+    for run, live in enumerate((False, True)):
+        np.testing.assert_allclose(together[run], jax.jit(gradient)(jnp.array(live)), rtol=1e-5, atol=1e-5)
 
 
 def test_the_residual_by_hand_with_repeated_indices():
@@ -71,7 +113,7 @@ def test_the_gradient_of_the_squared_norm_alone_fetches_no_row_in_the_backward_p
     values, indices, W, e0 = inputs(3)
 
     def gathers(loss):
-        run = jax.vjp(lambda v: loss(*OPS["holds rows"](v, indices, W, e0)), values)[1]
+        run = jax.vjp(lambda v: loss(*OPS["holds rows"](v, indices, W, e0, None)[:2]), values)[1]
         return str(jax.make_jaxpr(run)(jnp.float32(1.0))).count(" gather")
 
     assert gathers(losses()["sse"]) == gathers(losses()["detached"]) == 0 < gathers(losses()["residual"])

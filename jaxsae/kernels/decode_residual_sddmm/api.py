@@ -8,47 +8,90 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxsae.errors import ConfigError
-from jaxsae.kernels import _tpu
+from jaxsae.kernels import _gpu, _tpu
+from jaxsae.kernels._control import either, when
 from jaxsae.kernels._dispatch import Available, choose
 from jaxsae.kernels.decode_residual_sddmm import reference, xla
 from jaxsae.kernels.sharded.axes import split_of
+from jaxsae.kernels.sparse_decode import xla as decode_xla
+from jaxsae.kernels.sparse_decode.api import PallasGpu as _PallasGpuDecode
 from jaxsae.kernels.sparse_decode.api import PallasTpu as _PallasTpuDecode
 from jaxsae.kernels.sparse_decode.api import sparse_decode
 
+Second = tuple[jax.Array, jax.Array, jax.Array]
+
 
 def differentiable(backend: Any) -> Callable:
-    """The op over an implementation's `residual`, `residual_and_dots`, `dots` and `row_grads`.
+    """The op over an implementation's `residual` and `residual_and_dots`, and what its backward pass then needs.
 
-    `residual_and_dots` may return None for the products, where holding the rows would not save fetching them again.
+    `residual_and_dots` may return None for the products, where holding the rows would not save fetching them again;
+    then `gradients` gives those of the values and of W, otherwise `row_grads` that of W and `dots` the rest.  An
+    optional `prepare(indices, size)` makes further arguments of `gradients`, outside of any branch.
+
+    Returns:
+        op(values, indices, W, e0, second) -> (sse, e, rows of the second list or None).
     """
 
     @jax.custom_vjp
-    def op(values, indices, W, e0):
+    def op(values, indices, W, e0, second):
         e = backend.residual(values, indices, W, e0)
-        return jnp.sum(e**2, axis=-1), e
+        return jnp.sum(e**2, axis=-1), e, _second_rows(second, W)
 
-    def fwd(values, indices, W, e0):
-        values, indices, W, e0 = (a.value for a in (values, indices, W, e0))
+    def fwd(*args):
+        values, indices, W, e0, second = jax.tree.map(
+            lambda a: a.value, args, is_leaf=lambda a: hasattr(a, "perturbed")
+        )
         e, p = backend.residual_and_dots(values, indices, W, e0)
-        return (jnp.sum(e**2, axis=-1), e), (values, indices, W, e, p, jnp.zeros((), e0.dtype))
+        out = jnp.sum(e**2, axis=-1), e, _second_rows(second, W)
+        return out, (values, indices, W, second, e, p, jnp.zeros((), e0.dtype))
 
     def bwd(residuals, cotangents):
         """With d sse / d v_j = -2 p_j known, only a gradient that reaches e itself fetches the rows again."""
-        values, indices, W, e, p, like_e0 = residuals
-        g_sse, g_e = (None if isinstance(c, SymbolicZero) else c for c in cotangents)
+        values, indices, W, second, e, p, like_e0 = residuals
+        g_sse, g_e, g_rows = (None if isinstance(c, SymbolicZero) else c for c in cotangents)
         total = jnp.zeros_like(e) if g_e is None else g_e
-        d_values = None if p is None else jnp.zeros_like(p)
-        if d_values is not None and g_e is not None:
-            d_values = -backend.dots(g_e, indices, W)
+        known = None if p is None else jnp.zeros_like(p)
+        if known is not None and g_e is not None:
+            known = -backend.dots(g_e, indices, W)
         if g_sse is not None:
             total = total + 2 * g_sse[:, None] * e
-            d_values = None if d_values is None else d_values - 2 * g_sse[:, None] * p
-        d_values = -backend.dots(total, indices, W) if d_values is None else d_values
-        dW = -backend.row_grads(values, indices, total, W.shape[0])
-        return d_values.astype(values.dtype), None, dW.astype(W.dtype), total.astype(like_e0.dtype)
+            known = None if known is None else known - 2 * g_sse[:, None] * p
+
+        def main(values, indices, total, W, *prepared):
+            if known is not None:
+                return jnp.zeros(()), -backend.row_grads(values, indices, total, len(W))
+            return tuple(-g for g in backend.gradients(values, indices, total, W, *prepared))
+
+        prepare = getattr(backend, "prepare", lambda indices, size: ())
+        args = values, indices, total, W, *prepare(indices, len(W))
+        (d_values, dW), d_second = (main(*args), None) if g_rows is None else _with_second(main, args, second, g_rows)
+        d_values = d_values if known is None else known
+        return d_values.astype(values.dtype), None, dW.astype(W.dtype), total.astype(like_e0.dtype), d_second
 
     op.defvjp(fwd, bwd, symbolic_zeros=True)
     return op
+
+
+def _second_rows(second: Second | None, W: jax.Array) -> jax.Array | None:
+    """The decoded second list, zeros where it is not live."""
+    return None if second is None else when(second[2], decode_xla.forward, (*second[:2], W))
+
+
+def _with_second(main: Callable, args: tuple, second: Second, g_rows: jax.Array) -> tuple[tuple, tuple]:
+    """Gradients of both lists: one sum for W, to which a second list that is not live adds nothing, not even zeros."""
+    second_values, second_indices, live = second
+
+    def both(second_values, second_indices, g_rows, *args):
+        d_values, dW = main(*args)
+        start = dW, jnp.zeros(len(dW))
+        dW = decode_xla.outer_sum(second_values, second_indices, g_rows, len(dW), start)[0]
+        return d_values, dW, decode_xla.dots(g_rows, second_indices, args[3])
+
+    def only_main(second_values, second_indices, g_rows, *args):
+        return *main(*args), jnp.zeros(second_values.shape)
+
+    *found, d_second = either(live, both, only_main, (second_values, second_indices, g_rows, *args))
+    return tuple(found), (d_second.astype(second_values.dtype), None, None)
 
 
 class PallasTpu:
@@ -69,7 +112,22 @@ class PallasTpu:
         return _PallasTpuDecode.outer_sum(values, indices, rows, size)[0]
 
 
+class PallasGpu:
+    """The parts of the op on a GPU: rows of the table are fetched once, rows of the batch come from its cache."""
+
+    gradients, prepare = _PallasGpuDecode.gradients, _PallasGpuDecode.prepare
+
+    @staticmethod
+    def residual(values, indices, W, e0):
+        return _PallasGpuDecode.forward(values, indices, W, e0)
+
+    @classmethod
+    def residual_and_dots(cls, values, indices, W, e0):
+        return cls.residual(values, indices, W, e0), None
+
+
 IMPLEMENTATIONS: Available = {
+    "pallas_gpu": _gpu.implementation(differentiable(PallasGpu)),
     "xla": differentiable(xla),
     "pallas_tpu": _tpu.implementation(differentiable(PallasTpu)),
     "reference": reference.decode_residual_sddmm,
@@ -81,9 +139,10 @@ def decode_residual_sddmm(
     indices: jax.Array,
     W: jax.Array,
     e0: jax.Array,
+    second: Second | None = None,
     *,
     implementation: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """e[b] = e0[b] - sum_j values[b, j] W[indices[b, j]] and its squared norm, summed in f32.
 
     The loss of the plain coder reads nothing else.  Its gradient with respect to the codes is a sampled product of
@@ -96,10 +155,12 @@ def decode_residual_sddmm(
         indices: [B, K] int32, every one in 0..S-1; repeated indices add.
         W: [S, E] dictionary, f32 or bf16.
         e0: [B, E] what is to be reconstructed.
-        implementation: None (best here), "xla", "pallas_tpu" or "reference".
+        second: values [B, L], indices [B, L] and a bool [] `live`: another list to decode with the same W, such as that
+            of dead latents.  With `live` False its values must be 0; then it costs nothing, forward or backward.
+        implementation: None (best here), "xla", "pallas_tpu", "pallas_gpu" or "reference".
 
     Returns:
-        sse [B] f32 (sum over E) and e [B, E] f32.
+        sse [B] f32 (sum over E) and e [B, E] f32; with `second` also its decoded rows [B, E] f32.
 
     Raises:
         ConfigError: shapes that do not belong together, or an unknown implementation.
@@ -117,6 +178,9 @@ def decode_residual_sddmm(
         )
     if split_of(len(values), len(W)) is not None:  # every device decodes what it holds, and the parts are added
         e = e0.astype(jnp.float32) - sparse_decode(values, indices, W)
-        return jnp.sum(e**2, axis=-1), e
+        out = jnp.sum(e**2, axis=-1), e
+        return out if second is None else (*out, sparse_decode(*second[:2], W, live=second[2]))
     shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
-    return choose("decode_residual_sddmm", implementation, IMPLEMENTATIONS, shape, W.dtype)(values, indices, W, e0)
+    run = choose("decode_residual_sddmm", implementation, IMPLEMENTATIONS, shape, W.dtype)
+    out = run(values, indices, W, e0, second)
+    return out[:2] if second is None else out

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxsae.kernels.sparse_decode import xla
 
-dots = xla.dots
+gradients = xla.gradients
 
 
 def residual(values: jax.Array, indices: jax.Array, W: jax.Array, e0: jax.Array) -> jax.Array:
@@ -16,8 +16,3 @@ def residual(values: jax.Array, indices: jax.Array, W: jax.Array, e0: jax.Array)
 def residual_and_dots(values: jax.Array, indices: jax.Array, W: jax.Array, e0: jax.Array) -> tuple[jax.Array, None]:
     """The residual, and nothing: the products would cost a second pass now, and the backward pass needs only one."""
     return residual(values, indices, W, e0), None
-
-
-def row_grads(values: jax.Array, indices: jax.Array, rows: jax.Array, size: int) -> jax.Array:
-    """sum of values[b, j] rows[b] by index: [size, E] f32."""
-    return xla.outer_sum(values, indices, rows, size)[0]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsae.kernels import _tpu
+from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._control import when
 from jaxsae.kernels._dispatch import Available, choose
 from jaxsae.kernels.sharded import sparse_decode as sharded
@@ -14,7 +14,7 @@ from jaxsae.kernels.sparse_decode import reference, xla
 
 
 def _op(backend: Any) -> Callable:
-    """The differentiable op over an implementation's `forward`, `dots` and `outer_sum`."""
+    """The differentiable op over an implementation's `forward` and `gradients` (of the values, and of W)."""
 
     def forward(values, indices, W, live):
         args = (values, indices, W)
@@ -31,7 +31,7 @@ def _op(backend: Any) -> Callable:
         values, indices, W, live = residuals
 
         def grads(values, indices, W, g):
-            return backend.dots(g, indices, W), backend.outer_sum(values, indices, g, W.shape[0])[0]
+            return backend.gradients(values, indices, g, W)
 
         args = (values, indices, W, g)
         d_values, dW = grads(*args) if live is None else when(live, grads, args)
@@ -57,6 +57,41 @@ class PallasTpu:
         kernel = _tpu.module("sparse_grad").sparse_grad
         return _tpu.run(lambda v, i, r: kernel(v, i, r, size), values, indices, rows)
 
+    @classmethod
+    def gradients(cls, values, indices, g, W):
+        return cls.dots(g, indices, W), cls.outer_sum(values, indices, g, len(W))[0]
+
+
+class PallasGpu:
+    """The parts of the op on a GPU; a long list is multiplied densely, as in `xla`."""
+
+    @staticmethod
+    def forward(values, indices, W, *e0):
+        if xla.is_long(indices.shape[1], len(W)):
+            y = xla.forward(values, indices, W)
+            return e0[0].astype(jnp.float32) - y if e0 else y
+        return _gpu.module("sparse_decode").decode(values, indices, W, *e0)
+
+    @staticmethod
+    def dots(g, indices, W):
+        if xla.is_long(indices.shape[1], len(W)):
+            return xla.dots(g, indices, W)
+        return _gpu.module("sparse_decode").dots(g, indices, W)
+
+    @staticmethod
+    def prepare(indices, size):
+        """What sums by latent need to know of the indices: equal calls in one program are made once."""
+        if xla.is_long(indices.shape[1], size):
+            return ()
+        return _gpu.module("sparse_grad").segments(indices, size)
+
+    @staticmethod
+    def gradients(values, indices, g, W, *prepared):
+        if xla.is_long(indices.shape[1], len(W)):
+            return xla.gradients(values, indices, g, W)
+        dW, dots = _gpu.module("sparse_grad").sparse_grad_and_dots(values, indices, g, W, *prepared)
+        return dots, dW
+
 
 def _reference(values, indices, W, live):
     out = reference.sparse_decode(values, indices, W)
@@ -64,6 +99,7 @@ def _reference(values, indices, W, live):
 
 
 IMPLEMENTATIONS: Available = {
+    "pallas_gpu": _gpu.implementation(_op(PallasGpu)),
     "xla": _op(xla),
     "pallas_tpu": _tpu.implementation(_op(PallasTpu)),
     "reference": _reference,
@@ -85,7 +121,7 @@ def sparse_decode(
         indices: [B, K] int32, every one in 0..S-1; repeated indices add.
         W: [S, E] dictionary, f32 or bf16.
         live: [] bool; when False the codes count as absent: the result and every gradient are 0, at no cost.
-        implementation: None (best here), "xla", "pallas_tpu" or "reference".
+        implementation: None (best here), "xla", "pallas_tpu", "pallas_gpu" or "reference".
 
     Returns:
         [B, E] f32.

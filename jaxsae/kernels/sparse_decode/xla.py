@@ -11,7 +11,8 @@ DENSE_RATIO = 64
 CHUNK = 2048
 
 
-def _is_long(k: int, size: int) -> bool:
+def is_long(k: int, size: int) -> bool:
+    """Whether a list is so long that a dense product is faster."""
     return k * DENSE_RATIO >= size
 
 
@@ -23,7 +24,7 @@ def scatter(values: jax.Array, indices: jax.Array, size: int) -> jax.Array:
 
 def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """sum_j values[b, j] W[indices[b, j]] in f32: [B, E]."""
-    if _is_long(indices.shape[1], W.shape[0]):
+    if is_long(indices.shape[1], W.shape[0]):
         return jnp.dot(scatter(values, indices, W.shape[0]).astype(W.dtype), W, preferred_element_type=jnp.float32)
 
     def add(y, entry):
@@ -36,7 +37,7 @@ def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
 
 def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """g[b] . W[indices[b, j]]: the gradient of the values, [B, K] f32."""
-    if _is_long(indices.shape[1], W.shape[0]):
+    if is_long(indices.shape[1], W.shape[0]):
         full = jnp.dot(g.astype(W.dtype), W.T, preferred_element_type=jnp.float32)
         return jnp.take_along_axis(full, indices, axis=1)
 
@@ -44,6 +45,11 @@ def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
         return None, jnp.sum(g * W[index].astype(jnp.float32), axis=-1)
 
     return jax.lax.scan(one, None, indices.T)[1].T
+
+
+def gradients(values: jax.Array, indices: jax.Array, g: jax.Array, W: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of the values [B, K] and of W [S, E], from the gradient g [B, E] of the decoded rows."""
+    return dots(g, indices, W), outer_sum(values, indices, g, W.shape[0])[0]
 
 
 def outer_sum(
@@ -59,7 +65,7 @@ def outer_sum(
     """
     if start is None:
         start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
-    if _is_long(indices.shape[1], size):
+    if is_long(indices.shape[1], size):
         dense = scatter(values, indices, size)
         return start[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), start[1] + dense.sum(0)
 

@@ -3,7 +3,7 @@
 import jax
 
 from jaxsae.errors import ConfigError
-from jaxsae.kernels import _tpu
+from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._dispatch import Available, choose
 from jaxsae.kernels.sparse_decode import xla
 from jaxsae.kernels.sparse_grad import reference
@@ -14,7 +14,12 @@ def _pallas_tpu(values, indices, rows, size):
     return _tpu.run(lambda v, i, r: kernel(v, i, r, size), values, indices, rows)
 
 
+def _pallas_gpu(values, indices, rows, size):
+    return _gpu.module("sparse_grad").sparse_grad(values, indices, rows, size)
+
+
 IMPLEMENTATIONS: Available = {
+    "pallas_gpu": _gpu.implementation(_pallas_gpu),
     "xla": xla.outer_sum,
     "pallas_tpu": _tpu.implementation(_pallas_tpu),
     "reference": reference.sparse_grad,
@@ -40,7 +45,7 @@ def sparse_grad(
         indices: [B, K] int32, every one in 0..size-1; repeated indices add.
         rows: [B, E] f32 or bf16.
         size: number of rows of the result, S.
-        implementation: None (best here), "xla", "pallas_tpu" or "reference".
+        implementation: None (best here), "xla", "pallas_tpu", "pallas_gpu" or "reference".
 
     Returns:
         dW [S, E] f32 and sums [S] f32; rows that no entry names are 0.

@@ -2,11 +2,22 @@
 
 import jax
 
+from jaxsae.kernels import _gpu
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.sharded import topk as sharded
 from jaxsae.kernels.topk import reference, segments, xla
 
+
+def _pallas_gpu(x, k):
+    return _gpu.module("topk").topk(x, k)
+
+
+def _refuse_gpu(shape, dtype):
+    return _gpu.objection(dtype, _gpu.THREADS) or _gpu.module("topk").refuse(shape, dtype)
+
+
 IMPLEMENTATIONS: Available = {
+    "pallas_gpu": _gpu.implementation(_pallas_gpu, _refuse_gpu),
     "segments": Implementation(segments.topk, ("tpu",), segments.refuse),
     "xla": xla.topk,
     "reference": reference.topk,
@@ -21,7 +32,7 @@ def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[ja
     Args:
         x: [B, S] real.
         k: how many, 1 <= k <= S.
-        implementation: None (best here), "segments" (bf16 on a TPU), "xla" or "reference".
+        implementation: None (best here), "segments" (bf16 on a TPU), "pallas_gpu", "xla" or "reference".
 
     Returns:
         values [B, k] in the dtype of x and indices [B, k] int32.
