@@ -13,23 +13,29 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tests compile far more than they compute: without the expensive passes, and with the older emitter of fusions (a step
-# compiles in a third of the time), the suite takes a fraction of the time.  The older emitter's tanh is less exact, as
-# the slope of a saturated one shows: where torch is there to compare with, the ordinary emitter is used.  XLA aborts at
-# a flag it does not know, and from jax 0.11 on there is no older emitter.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    + (
-        " --xla_cpu_use_fusion_emitters=false"
-        if importlib.util.find_spec("torch") is None
-        and tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
-        else ""
-    ),
-)
 
-import jax
-import pytest
+
+def _xla_flags() -> str:
+    """Tests compile far more than they compute; XLA aborts at a flag it does not know, so each goes by version.
+
+    Without the expensive passes, and with the older emitter of fusions (a step compiles in a third of the time), the
+    suite takes a fraction of the time.  The older emitter's tanh is less exact, as the slope of a saturated one shows:
+    where torch is there to compare with, the ordinary emitter is used; from jax 0.11 on there is no older one.  Eight
+    devices on a busy machine may wait for each other longer than XLA's 40 seconds, after which it ends the process.
+    """
+    jaxlib = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    if jaxlib < (0, 11) and importlib.util.find_spec("torch") is None:
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    if jaxlib >= (0, 10):
+        flags.append("--xla_cpu_collective_call_terminate_timeout_seconds=600")
+    return " ".join(flags)
+
+
+os.environ.setdefault("XLA_FLAGS", _xla_flags())
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 try:
     jax.config.update("jax_num_cpu_devices", 8)

@@ -70,21 +70,29 @@ class BenchTrain:
                 peer.ready()
             calls, memory, stream_bytes = own_calls(shape, self.dtype)
             seconds = in_turn({**calls, **{n: p.step for n, p in others.items()}}, self.repeats)
-        if device != "cpu":
-            for name in names:
-                others[name], seconds[name] = self._alone(Peer(name, shape, self.peers_python, device))
+        memory["peak_bytes"] = peak_bytes()
+        result = self._keep(shape, seconds, stream_bytes, memory, others)
+        for name in names if device != "cpu" else ():
+            others[name], seconds[name] = self._alone(Peer(name, shape, self.peers_python, device))
+            result = self._keep(shape, seconds, stream_bytes, memory, others)
+        _print(result)
+        return result
+
+    def _keep(
+        self, shape: Shape, seconds: dict, stream_bytes: int, memory: dict, peers: dict[str, Peer]
+    ) -> dict[str, Any]:
+        """What is known so far, also in the file: a peer that takes too long costs nothing that was measured."""
         result = {
             "shape": dataclasses.asdict(shape),
             "dtype": self.dtype,
             "seconds": seconds,
             **against_floor(shape, seconds, stream_bytes),
-            "tokens_per_second": {n: shape.batch_size / seconds[n]["median"] for n in ("step", *names)},
-            "memory": {**memory, "peak_bytes": peak_bytes()},
-            "peers": {n: p.about for n, p in others.items()},
+            "tokens_per_second": {n: shape.batch_size / seconds[n]["median"] for n in ("step", *peers)},
+            "memory": memory,
+            "peers": {n: p.about for n, p in peers.items()},
             "environment": environment(),
             "settings": dataclasses.asdict(self),
         }
-        _print(result)
         if self.out:
             pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
         return result

@@ -12,7 +12,7 @@ import pytest
 LAUNCH = Path(__file__).parents[2] / "launch"
 FAKES = ("gcloud", "kubectl", "uv", "sbatch", "srun", "scancel", "scontrol", "squeue")
 REAL = """bash sh env cat cp mv rm mkdir mktemp chmod touch grep sed sort uniq head tail wc tr cut dirname basename date
-setsid sleep cksum pgrep"""
+setsid sleep cksum pgrep ps"""
 
 
 class Cloud:
@@ -84,6 +84,10 @@ class Cloud:
     def starts(self, worker: str) -> int:
         path = self.folder / f"starts-{worker}"
         return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def shows_log(self) -> bool:
+        """Whether some worker's log is being followed right now."""
+        return subprocess.run(["pgrep", "-f", f"^tail .*{self.folder}"], capture_output=True).returncode == 0
 
     def end_programs(self) -> None:
         for pid_file in self.folder.glob("**/pid"):

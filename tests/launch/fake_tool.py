@@ -58,14 +58,15 @@ def parsed(args: list[str]) -> tuple[str, list[str], dict[str, str]]:
 
 @contextlib.contextmanager
 def state():
-    """The pretended cloud's memory, one process at a time."""
-    with open(CLOUD / "state.json", "a+") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        f.seek(0)
-        memory = json.loads(f.read() or '{"life": -1, "step": 0, "exists": false, "preempted": false, "told": {}}')
+    """The pretended cloud's memory, one process at a time; whole even when this process is killed in between."""
+    kept, new = CLOUD / "state.json", CLOUD / "state.new"
+    with open(CLOUD / "state.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fresh = {"life": -1, "step": 0, "exists": False, "preempted": False, "told": {}}
+        memory = json.loads(kept.read_text()) if kept.exists() else fresh
         yield memory
-        f.truncate(0)
-        f.write(json.dumps(memory))
+        new.write_text(json.dumps(memory))
+        new.replace(kept)
 
 
 def not_found(kind: str, name: str) -> NoReturn:

@@ -158,7 +158,7 @@ def test_the_same_call_goes_on_with_a_command_that_still_runs(cloud):
     cloud.plan(workers=1, program={"w0": ["wait"]})
     assert cloud.run("tpu.sh", "run", *SLICE, "--detach", *TRAIN).returncode == 0
     again = cloud.start("tpu.sh", "run", *SLICE, *TRAIN)
-    wait_for(lambda: "ssh follow" in cloud.verbs())
+    wait_for(cloud.shows_log)
     other = cloud.run("tpu.sh", "run", *SLICE, "--", "jaxsae", "eval", "gs://b")
     assert other.returncode == 1
     assert "another command is running here: 'jaxsae' 'train'" in other.stderr
@@ -211,7 +211,7 @@ def test_an_environment_that_cannot_be_made_ends_the_run_before_the_command(clou
 def test_a_signal_lets_the_program_save_on_every_worker(cloud, sent, status):
     cloud.plan(program={"w0": ["wait"], "w1": ["wait"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, "--delete-at-end", *TRAIN)
-    wait_for(lambda: cloud.starts("w1") and "ssh follow" in cloud.verbs())
+    wait_for(lambda: cloud.starts("w1") and cloud.shows_log())
     launcher.send_signal(sent)
     _, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == status, errors
@@ -223,7 +223,7 @@ def test_a_signal_lets_the_program_save_on_every_worker(cloud, sent, status):
 def test_a_lost_terminal_leaves_the_program_running(cloud):
     cloud.plan(workers=1, program={"w0": ["wait"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, *TRAIN)
-    wait_for(lambda: cloud.starts("w0") and "ssh follow" in cloud.verbs())
+    wait_for(lambda: cloud.starts("w0") and cloud.shows_log())
     launcher.send_signal(signal.SIGHUP)
     launcher.communicate(timeout=10)
     assert launcher.returncode == 129

@@ -12,6 +12,7 @@ from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._control import either, when
 from jaxsae.kernels._dispatch import Available, choose
 from jaxsae.kernels.decode_residual_sddmm import reference, xla
+from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sharded.axes import split_of
 from jaxsae.kernels.sparse_decode import xla as decode_xla
 from jaxsae.kernels.sparse_decode.api import PallasGpu as _PallasGpuDecode
@@ -177,9 +178,12 @@ def decode_residual_sddmm(
             f"{values.shape}, {indices.shape}, {W.shape} and {e0.shape}"
         )
     if split_of(len(values), len(W)) is not None:  # every device decodes what it holds, and the parts are added
-        e = e0.astype(jnp.float32) - sparse_decode(values, indices, W)
-        out = jnp.sum(e**2, axis=-1), e
-        return out if second is None else (*out, sparse_decode(*second[:2], W, live=second[2]))
+        if second is None:
+            main, *others = (sparse_decode(values, indices, W),)
+        else:
+            main, *others = sharded.decode_both(values, indices, W, second)
+        e = e0.astype(jnp.float32) - main
+        return jnp.sum(e**2, axis=-1), e, *others
     shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
     run = choose("decode_residual_sddmm", implementation, IMPLEMENTATIONS, shape, W.dtype)
     out = run(values, indices, W, e0, second)

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from jaxsae import parallel
+from jaxsae.kernels._control import either
 from jaxsae.kernels.sharded.axes import Split, if_live, split_of
 from jaxsae.kernels.sharded.sums import Owned
 
@@ -38,15 +40,60 @@ def _fwd(split, values, indices, W, live):
 
 def _bwd(split: Split, residuals, g):
     values, indices, W, live = residuals
+    d_values, dW = if_live(live, _gradients(split), (values, indices, W, g))
+    return d_values.astype(values.dtype), None, dW, None
+
+
+def _gradients(split: Split) -> Callable:
+    """(values, indices, W, g) -> gradients of values and W, placed."""
 
     def local(values, indices, W, g):
         own = Owned(values, indices, split.first(len(W)), len(W), split.latent)
         dW = split.sum_rows(own.outer_sum(g, W.dtype)[0])
         return split.sum_latents(own.dots(g, W)), dW
 
-    placed = parallel.shard(local, split.specs("BK", "BK", "SE", "BE"), split.specs("BK", "SE"))
-    d_values, dW = if_live(live, placed, (values, indices, W, g))
-    return d_values.astype(values.dtype), None, dW, None
+    return parallel.shard(local, split.specs("BK", "BK", "SE", "BE"), split.specs("BK", "SE"))
 
 
 _decode.defvjp(_fwd, _bwd)
+
+
+def decode_both(values, indices, W, second):
+    """Decoded rows [B, E] of two lists on the mesh in force, with one gradient of W.
+
+    Args:
+        values, indices, W: of the first list.
+        second: values, indices and `live` of the other, which costs nothing where `live` is False.
+    """
+    return _both(split_of(len(values), len(W)), values, indices, W, second)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _both(split, values, indices, W, second):
+    return _forward(split, values, indices, W, None), _forward(split, second[0], second[1], W, second[2])
+
+
+def _both_bwd(split: Split, residuals, cotangents):
+    values, indices, W, (second_values, second_indices, live) = residuals
+
+    def local(values, indices, W, g, second_values, second_indices, g_second):
+        first, size = split.first(len(W)), len(W)
+        own = Owned(values, indices, first, size, split.latent)
+        other = Owned(second_values, second_indices, first, size, split.latent)
+        dW = other.outer_sum(g_second, W.dtype, own.outer_sum(g, W.dtype))[0]
+        return split.sum_latents(own.dots(g, W)), split.sum_rows(dW), split.sum_latents(other.dots(g_second, W))
+
+    both = parallel.shard(local, split.specs("BK", "BK", "SE", "BE", "BK", "BK", "BE"), split.specs("BK", "SE", "BK"))
+
+    def main(values, indices, W, g, second_values, *_):
+        return *_gradients(split)(values, indices, W, g), jnp.zeros(second_values.shape)
+
+    args = values, indices, W, cotangents[0], second_values, second_indices, cotangents[1]
+    d_values, dW, d_second = either(live, both, main, args)
+    return d_values.astype(values.dtype), None, dW, (d_second.astype(second_values.dtype), None, None)
+
+
+_both.defvjp(
+    lambda split, values, indices, W, second: (_both(split, values, indices, W, second), (values, indices, W, second)),
+    _both_bwd,
+)
