@@ -1,7 +1,9 @@
 """Collectives of a compiled program: read from its text, with the bytes that each device receives."""
 
+import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +23,7 @@ class Collective:
         shape: of what it returns on a device.
         devices: that take part together.
         received: bytes a device receives, by the ring algorithm.
-        where: "always"; "branch" if only one side of a conditional has it; "loop" in a loop, counted once.
+        where: "always"; "branch" if only some sides of a conditional have it; "loop" in a loop, counted once.
         source: the operation of the program it comes from, as jax names it.
     """
 
@@ -44,7 +46,38 @@ def collectives(text: str) -> list[Collective]:
     blocks = dict(_BLOCK.findall(text))
     inside, all_devices = _places(blocks), re.search(r"num_partitions=(\d+)", text)
     count = int(all_devices[1]) if all_devices else 2
-    return [c for name, body in blocks.items() for c in _of_block(body, inside.get(name, "always"), count)]
+    found = {name: list(_of_block(body, inside.get(name, "always"), count)) for name, body in blocks.items()}
+    for body in blocks.values():
+        for sides in _conditionals(body):
+            if all(inside.get(name) == "branch" for name in sides):
+                _once_for_all_sides(found, sides)
+    return [c for listed in found.values() for c in listed]
+
+
+def _conditionals(body: str) -> Iterator[list[str]]:
+    """The computations between which each conditional of a block chooses."""
+    for names in re.findall(r"branch_computations=\{([^}]*)\}", body):
+        yield [n.strip().lstrip("%") for n in names.split(",")]
+    for line in body.splitlines():
+        sides = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
+        if sides:
+            yield sides
+
+
+def _once_for_all_sides(found: dict[str, list[Collective]], sides: list[str]) -> None:
+    """What the cheapest side of a conditional receives is received always; of the others what they add stays."""
+    cheapest = min(sides, key=lambda name: sum(c.received for c in found.get(name, [])))
+    shared = Counter((c.kind, c.shape) for c in found.get(cheapest, []))
+    for name in sides:
+        left, kept = Counter(shared), []
+        for c in found.get(name, []):
+            if name == cheapest:
+                kept.append(dataclasses.replace(c, where="always"))
+            elif left[c.kind, c.shape]:
+                left[c.kind, c.shape] -= 1
+            else:
+                kept.append(c)
+        found[name] = kept
 
 
 def _of_block(body: str, where: str, count: int) -> Iterator[Collective]:
@@ -93,9 +126,7 @@ def _places(blocks: dict[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     starts: list[tuple[str, str]] = []
     for body in blocks.values():
-        for names in re.findall(r"branch_computations=\{([^}]*)\}", body):
-            starts += [(n.strip().lstrip("%"), "branch") for n in names.split(",")]
-        starts += [(n, "branch") for n in re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", body)]
+        starts += [(n, "branch") for sides in _conditionals(body) for n in sides]
         starts += [(n, "loop") for n in re.findall(r"\b(?:body|condition)=%?([\w.\-]+)", body)]
     while starts:
         name, where = starts.pop()

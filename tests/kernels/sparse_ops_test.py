@@ -7,6 +7,7 @@ import pytest
 
 from jaxsae import kernels
 from jaxsae.errors import ConfigError
+from jaxsae.kernels.sparse_decode import xla
 
 B, D, S = 16, 12, 640
 
@@ -101,3 +102,25 @@ def test_refuses_more_dead_candidates_than_latents():
     x, W, b, b_pre, dead, _ = inputs()
     with pytest.raises(ConfigError, match="dead latents"):
         kernels.encode_topk(x, W, b, b_pre, jnp.ones(S), dead, 4, S + 1)
+
+
+def test_long_lists_in_parts_of_the_rows(monkeypatch):
+    """The dense form of a long list is never larger than allowed, and the parts add up to the same."""
+    rng = np.random.default_rng(0)
+    values, index = jnp.asarray(rng.standard_normal((B, 200)), jnp.float32), jnp.asarray(rng.integers(0, S, (B, 200)))
+    W, rows = (
+        jnp.asarray(rng.standard_normal((S, D)), jnp.float32),
+        jnp.asarray(rng.standard_normal((B, D)), jnp.float32),
+    )
+    start = jnp.ones((S, D), jnp.bfloat16), jnp.ones(S)
+
+    def results():
+        sums, counts = xla.outer_sum(values, index, rows, S, start)
+        assert (sums.dtype, counts.dtype) == (jnp.bfloat16, jnp.float32)
+        return xla.forward(values, index, W), xla.dots(rows, index, W), xla.outer_sum(values, index, rows, S)[0], counts
+
+    whole = results()
+    monkeypatch.setattr(xla, "DENSE_BYTES", 4 * S * 5)
+    assert xla.parts_of(B, S) == 4
+    for found, expected in zip(results(), whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-4)

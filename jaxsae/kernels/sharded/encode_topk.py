@@ -77,7 +77,8 @@ def _bwd(run, split: Split, k, k_aux: int, signed, residuals, cotangents):
             dW, db = unless(~jnp.any(dead), (dW, db), add, (dW, db, xc))
             dx = dx + when(jnp.any(dead), lambda W: second.decode(W.T), (W,))
         db = split.sum_rows(db)
-        dW = split.sum_rows(dW).T
+        # Turned over as it is: a compiler that may move the cast to f32 ahead of it needs twice the memory.
+        dW = jax.lax.optimization_barrier(split.sum_rows(dW).T)
         db_pre = -split.sum_latents(jnp.dot(W.astype(jnp.float32), db))
         return split.sum_latents(dx).astype(x.dtype), dW, db, db_pre
 

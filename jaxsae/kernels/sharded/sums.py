@@ -76,6 +76,8 @@ class Owned:
         width = rows.shape[1]
         if start is None:
             start = jnp.zeros((self.size, width), dtype), jnp.zeros(self.size, jnp.float32)
+        if not self.paired and sparse.is_long(self.local.shape[1], self.size):  # rounded once for each part of the rows
+            return sparse.outer_sum(self.values, self.local, rows, self.size, start)
         if not self.paired:
             total, count = sparse.outer_sum(self.values, self.local, rows, self.size)
             return start[0] + total.astype(dtype), start[1] + count

@@ -1,5 +1,7 @@
 """Decoding of sparse codes without [B, K, E]: a scan over the K entries, or a dense matmul when K is large."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,9 @@ DENSE_RATIO = 64
 
 #: Entries of a sorted chunk in a sum of outer products.
 CHUNK = 2048
+
+#: Bytes of a long list's dense form [rows, S] in f32; more rows are worked through in parts.
+DENSE_BYTES = 2**27
 
 
 def is_long(k: int, size: int) -> bool:
@@ -25,7 +30,12 @@ def scatter(values: jax.Array, indices: jax.Array, size: int) -> jax.Array:
 def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """sum_j values[b, j] W[indices[b, j]] in f32: [B, E]."""
     if is_long(indices.shape[1], W.shape[0]):
-        return jnp.dot(scatter(values, indices, W.shape[0]).astype(W.dtype), W, preferred_element_type=jnp.float32)
+
+        def dense(part):
+            codes = scatter(part[0], part[1], W.shape[0])
+            return jnp.dot(codes.astype(W.dtype), W, preferred_element_type=jnp.float32)
+
+        return _in_parts(dense, (values, indices), W.shape[0])
 
     def add(y, entry):
         value, index = entry
@@ -38,8 +48,13 @@ def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
 def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """g[b] . W[indices[b, j]]: the gradient of the values, [B, K] f32."""
     if is_long(indices.shape[1], W.shape[0]):
-        full = jnp.dot(g.astype(W.dtype), W.T, preferred_element_type=jnp.float32)
-        return jnp.take_along_axis(full, indices, axis=1)
+
+        def dense(part):
+            g, indices = part
+            full = jnp.dot(g.astype(W.dtype), W.T, preferred_element_type=jnp.float32)
+            return jnp.take_along_axis(full, indices, axis=1)
+
+        return _in_parts(dense, (g, indices), W.shape[0])
 
     def one(_, index):
         return None, jnp.sum(g * W[index].astype(jnp.float32), axis=-1)
@@ -61,17 +76,46 @@ def outer_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """sum_b,j values[b, j] e_indices[b, j] (x) rows[b]: [size, width] f32, and the sum of values per index [size].
 
-    Both are added to `start` where it is given.
+    Both are added to `start` where it is given, in its dtypes.
     """
     if start is None:
         start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
     if is_long(indices.shape[1], size):
-        dense = scatter(values, indices, size)
-        return start[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), start[1] + dense.sum(0)
+
+        def add(total, part):
+            values, indices, rows = part
+            dense = scatter(values, indices, size)
+            new = total[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), total[1] + dense.sum(0)
+            return jax.tree.map(lambda a, old: a.astype(old.dtype), new, total), None
+
+        return jax.lax.scan(add, start, _split((values, indices, rows), size))[0]
 
     if values.size % CHUNK:
         return _by_rank(values, indices, rows, start)
     return _by_latent(values, indices, rows, start)
+
+
+def parts_of(rows: int, size: int) -> int:
+    """Into how many parts a long list's rows are cut: the fewest that divide them and keep the dense form in bounds.
+
+    Example:
+        >>> parts_of(4096, 65536), parts_of(64, 1024)
+        (8, 1)
+    """
+    least = -(-rows * size * 4 // DENSE_BYTES)
+    return next((n for n in range(least, rows + 1) if rows % n == 0), 1) if least > 1 else 1
+
+
+def _split(arrays: tuple, size: int) -> tuple:
+    """Arrays [B, ...] as [parts, B / parts, ...]."""
+    n = parts_of(len(arrays[0]), size)
+    return tuple(a.reshape(n, len(a) // n, *a.shape[1:]) for a in arrays)
+
+
+def _in_parts(f: Callable, arrays: tuple, size: int) -> jax.Array:
+    """f over parts of the rows, one after another."""
+    out = jax.lax.map(f, _split(arrays, size))
+    return out.reshape(-1, *out.shape[2:])
 
 
 def _by_rank(values, indices, rows, start):
