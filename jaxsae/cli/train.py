@@ -24,6 +24,7 @@ class Train(TrainConfig):
         training_tokens: activations seen in all, rounded down to whole batches.
         train_batch_size_tokens: activations per step.
         seed: of the initial weights and of the order of the data.
+        moments: dtype of the optimiser's moments; bfloat16 rounds both stochastically and halves their memory.
         sweep: many runs as one program, on the same batches: entries such as lr=1e-4,3e-4 or k=16,32 or seed=0,1,2.
         sweep_grid: every combination of the swept values; otherwise the first ones together, then the second, ...
         checkpoint: when to save, and what to keep.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsae.config import register
+from jaxsae.optim.adam import Adam
 
 
 def stochastic_round(x: jax.Array, noise: jax.Array) -> jax.Array:
@@ -100,6 +101,18 @@ class AdamBf16:
         out = jax.tree_util.tree_map_with_path(leaf, grads, state.mu, state.nu)
         pick = lambda n: jax.tree.map(lambda _, o: o[n], grads, out)  # noqa: E731
         return pick(0), optax.ScaleByAdamState(count, pick(1), pick(2))
+
+
+def halved(optimizer: Any) -> AdamBf16 | None:
+    """The same optimiser with both moments in bf16, or None if there is no such form.
+
+    Example:
+        >>> halved(Adam(eps=1e-6)).eps
+        1e-06
+    """
+    if not isinstance(optimizer, Adam) or optimizer.lr_factors:
+        return None
+    return AdamBf16(optimizer.b1, optimizer.b2, optimizer.eps, optimizer.clip)
 
 
 def _init(params: Any) -> optax.ScaleByAdamState:

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from jaxsae import parallel
+from jaxsae.optim import halved
 from jaxsae.plan.measure import Measured
 from jaxsae.plan.topology import Target
 from jaxsae.recipes import Recipe
@@ -36,19 +36,11 @@ def _changes(recipe: Recipe, shape: dict[str, int], rows: int) -> Iterator[tuple
     data, latent = shape["data"], shape["latent"]
     if data > 1 and data % 2 == 0 and recipe.d_sae % (2 * latent) == 0:
         yield f"mesh data {data // 2} x latent {2 * latent}", recipe, (data // 2, 2 * latent), rows
-    half = half_moments(recipe)
+    half = halved(recipe.optimizer)
     if half is not None:
-        yield "optimiser moments in bf16", half, (data, latent), rows
+        yield "moments: bfloat16", dataclasses.replace(recipe, optimizer=half), (data, latent), rows
     if rows % (2 * data) == 0:
         yield f"a batch of {rows // 2:,} rows", recipe, (data, latent), rows // 2
     if recipe.precision.compute == "float32":
         precision = dataclasses.replace(recipe.precision, compute="bfloat16")
         yield "bfloat16: true", dataclasses.replace(recipe, precision=precision), (data, latent), rows
-
-
-def half_moments(recipe: Recipe) -> Recipe | None:
-    """The recipe with its optimiser's moments in bf16, if they are not already."""
-    optimizer: Any = recipe.optimizer
-    fields = {f.name for f in dataclasses.fields(optimizer)} & {"mu_dtype", "nu_dtype", "moments_dtype"}
-    wide = {name: "bfloat16" for name in fields if getattr(optimizer, name) == "float32"}
-    return dataclasses.replace(recipe, optimizer=dataclasses.replace(optimizer, **wide)) if wide else None

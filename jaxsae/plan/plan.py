@@ -99,7 +99,7 @@ def plan(config: TrainConfig, target: Target, *, dtype: str = "bfloat16", sugges
         >>> found.measured.fits, found.measured.parts["parameters"]
         (True, 8512)
     """
-    recipe = config.recipe.build(d_in=_width(config), training_steps=config.steps)
+    recipe = config.method(_width(config))
     need = Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens)
     chosen = parallel.choose_mesh(config.mesh, need, target.devices, target.chip.memory or None)
     shape = dict(chosen.mesh.shape)

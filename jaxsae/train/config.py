@@ -1,13 +1,14 @@
 """What a training run is made of, as frozen dataclasses: the YAML file, the command line and `train` share them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jaxsae.config import register
 from jaxsae.errors import ConfigError
 from jaxsae.io.checkpoint import Retention
+from jaxsae.optim import halved
 from jaxsae.parallel import MeshConfig
-from jaxsae.recipes import RecipeConfig
+from jaxsae.recipes import Recipe, RecipeConfig
 
 
 def _positive(where: str, **values: float | None) -> None:
@@ -116,6 +117,7 @@ class TrainConfig:
         training_tokens: activations seen in all, rounded down to whole batches.
         train_batch_size_tokens: activations per step.
         seed: of the initial weights and of the order of the data.
+        moments: dtype of the optimiser's moments; bfloat16 rounds both stochastically (`optim.AdamBf16`).
         sweep: many runs as one program, on the same batches: lines such as "lr=1e-4,3e-4", "k=16,32" or "seed=0,1,2".
         sweep_grid: every combination of the swept values; otherwise the first ones together, then the second, ...
         checkpoint: when to save, and what to keep.
@@ -133,6 +135,7 @@ class TrainConfig:
     training_tokens: int = 10_000_000
     train_batch_size_tokens: int = 4096
     seed: int = 0
+    moments: Literal["float32", "bfloat16"] = "float32"
     sweep: tuple[str, ...] = ()
     sweep_grid: bool = True
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
@@ -149,6 +152,27 @@ class TrainConfig:
                 f"config key 'training_tokens' = {self.training_tokens} is less than one batch of "
                 f"train_batch_size_tokens = {self.train_batch_size_tokens}; give more tokens or a smaller batch"
             )
+
+    def method(self, d_in: int | None = None, recipe: RecipeConfig | None = None) -> Recipe:
+        """The recipe with everything filled in.
+
+        Args:
+            d_in: width of the rows, where the configuration leaves it to the cache.
+            recipe: another one in place of the configuration's.
+
+        Raises:
+            ConfigError: an impossible recipe, or moments that its optimiser cannot keep in bf16.
+        """
+        built = (recipe or self.recipe).build(d_in=d_in, training_steps=self.steps)
+        if self.moments == "float32":
+            return built
+        optimizer = halved(built.optimizer)
+        if optimizer is None:
+            raise ConfigError(
+                f"config key 'moments' must be float32 for recipe {built.name!r}, found bfloat16: "
+                "its optimiser has no such form"
+            )
+        return replace(built, optimizer=optimizer)
 
     @property
     def steps(self) -> int:

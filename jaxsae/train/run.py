@@ -114,10 +114,9 @@ def train(config: TrainConfig) -> TrainResult:
 def _method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
     """The recipe of a configuration, or the fleet that its sweep describes."""
     if not config.sweep:
-        return config.recipe.build(d_in=d_in, training_steps=config.steps)
+        return config.method(d_in)
     members = parse_sweep(config.sweep, config.seed, config.sweep_grid)
-    recipe = largest_k(config.recipe, members).build(d_in=d_in, training_steps=config.steps)
-    return Fleet(recipe, members)
+    return Fleet(config.method(d_in, largest_k(config.recipe, members)), members)
 
 
 def _mesh(config: TrainConfig, recipe: Recipe | Fleet) -> Mesh | None:

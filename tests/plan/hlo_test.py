@@ -12,4 +12,5 @@ def test_what_every_side_of_a_conditional_does_happens_always_and_once():
         "ENTRY %main (x: f32[8]) -> f32[8] {\n"
         "  %r = f32[8]{0} conditional(%p, %x, %x), branch_computations={%yes, %no}\n}\n"
     )
-    assert [(c.shape, c.where) for c in collectives(text)] == [("f32[8]", "always"), ("f32[4]", "branch")]
+    assert {(c.shape, c.where) for c in collectives(text)} == {("f32[8]", "always"), ("f32[4]", "branch")}
+    assert len(collectives(text)) == 2

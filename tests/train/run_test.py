@@ -10,6 +10,8 @@ import subprocess
 import sys
 import textwrap
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ from jaxsae.data.manifest import Manifest
 from jaxsae.data.writer import Block, CacheWriter
 from jaxsae.errors import CheckpointError, ConfigError, DataError
 from jaxsae.io.digest import digests
-from jaxsae.recipes import relu_l1, topk
+from jaxsae.recipes import jumprelu_tanh_quad, relu_l1, topk
 from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig, export, read_records, train
 
 D = 16
@@ -246,3 +248,19 @@ def test_the_command_prints_a_short_table_and_returns_the_summary(cache, tmp_pat
     assert "2,560 tokens" in shown
     assert summary == json.loads((tmp_path / "run/train.json").read_text())
     assert tagged.read_file(tmp_path / "run/config.yaml")["type"] == "train"
+
+
+def test_moments_in_bf16_are_kept_and_go_on(cache, tmp_path):
+    half = {"tokens": 64 * 20, "moments": "bfloat16"}
+    state = train(make(cache, tmp_path / "half", **half)).state
+    kept = {a.dtype for a in jax.tree.leaves(state.opt) if a.ndim == 2}
+    assert kept == {jnp.dtype(jnp.bfloat16)}
+    assert train(make(cache, tmp_path / "half", **(half | {"tokens": 64 * 40}))).state.step == 40
+    with pytest.raises(ConfigError, match="moments"):
+        train(make(cache, tmp_path / "half", tokens=64 * 60))
+
+
+def test_moments_an_optimiser_cannot_keep_in_bf16_are_refused(cache, tmp_path):
+    config = make(cache, tmp_path / "x", recipe=jumprelu_tanh_quad.Config(d_sae=64), moments="bfloat16")
+    with pytest.raises(ConfigError, match="'moments' must be float32 for recipe 'jumprelu_tanh_quad', found bfloat16"):
+        train(config)
