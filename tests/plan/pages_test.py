@@ -22,14 +22,21 @@ def test_a_plan_is_of_its_configuration(path):
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda p: p.stem)
-def test_weights_and_moments_are_three_times_both_matrices(path):
+def test_weights_and_moments_are_those_of_both_matrices(path):
     """f32 W_enc and W_dec, two moments of each, split evenly over the latents; biases are what is left."""
     plan = json.loads(path.read_text())
     matrices = 2 * 4 * plan["d_in"] * plan["d_sae"] // plan["devices"]
+    moments = matrices if "bf16_moments" in path.stem else 2 * matrices
     assert plan["parts"]["parameters"] == pytest.approx(matrices, rel=1e-3)
-    assert plan["parts"]["moments"] == pytest.approx(2 * matrices, rel=1e-3)
+    assert plan["parts"]["moments"] == pytest.approx(moments, rel=1e-3)
     assert plan["fits"]
-    assert plan["peak"] > 3 * matrices
+    assert plan["peak"] > matrices + moments
+
+
+@pytest.mark.parametrize(("name", "most"), [("topk_16m", 8), ("topk_16m_bf16_moments", 6)])
+def test_sixteen_million_latents_fit_in_half_of_a_chip(name, most):
+    plan = json.loads((ROOT / "docs" / "plans" / f"{name}.v5e-16x16.json").read_text())
+    assert plan["peak"] <= most * 2**30
 
 
 def test_sixteen_million_latents_receive_less_than_160_megabytes_without_auxk():
