@@ -7,6 +7,7 @@ import pytest
 
 from jaxsae import kernels
 from jaxsae.errors import ConfigError
+from jaxsae.kernels.encode_topk import xla as encode_xla
 from jaxsae.kernels.sparse_decode import xla
 
 B, D, S = 16, 12, 640
@@ -124,3 +125,18 @@ def test_long_lists_in_parts_of_the_rows(monkeypatch):
     assert xla.parts_of(B, S) == 4
     for found, expected in zip(results(), whole, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("n_dead", [1, 3, 30, 80, 81, 300, S])
+def test_the_dead_are_ranked_alike_whether_few_or_many(n_dead):
+    """Among their own columns up to 80 of 640 latents, among all above; fewer dead than asked for count as absent."""
+    k = jax.random.split(jax.random.key(9), 3)
+    pre = jnp.round(jax.random.normal(k[0], (B, S)) * 3) + 0.5  # with ties, and no zero of either sign
+    score = pre * jnp.linspace(0.5, 2.0, S)[None]
+    dead = jnp.zeros(S, bool).at[jax.random.permutation(k[1], S)[:n_dead]].set(True)
+    values, index = jax.jit(encode_xla.best_dead, static_argnums=3)(pre, score, dead, 20)
+    order = np.argsort(np.where(np.asarray(dead)[None], -np.asarray(score), np.inf), axis=1, kind="stable")[:, :20]
+    there = np.asarray(dead)[order]
+    np.testing.assert_array_equal(np.where(there, index, -1), np.where(there, order, -1))
+    np.testing.assert_array_equal(values, np.where(there, np.take_along_axis(np.asarray(pre), order, 1), 0.0))
+    assert not np.any(np.asarray(dead)[np.asarray(index)] & ~there), "an absent entry must not name a dead latent"

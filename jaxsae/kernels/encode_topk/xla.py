@@ -2,9 +2,12 @@
 
 import jax.numpy as jnp
 
-from jaxsae.kernels._control import when
+from jaxsae.kernels._control import either, when
 from jaxsae.kernels.sparse_decode import xla as sparse
 from jaxsae.kernels.topk import xla as topk_xla
+
+#: The dead are ranked by themselves while they are at most this part of all latents (or twice the list).
+DEAD_SHARE = 8
 
 
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
@@ -20,9 +23,28 @@ def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
 
 
 def best_dead(pre, score, dead, k_aux):
-    """Values and indices of the k_aux best-scored dead latents; value 0 where fewer are dead."""
-    aux = topk_xla.topk(jnp.where(dead[None], score, -jnp.inf), k_aux)[1]
-    return jnp.where(dead[aux], jnp.take_along_axis(pre, aux, axis=1), 0.0), aux
+    """Values and indices of the k_aux best-scored dead latents; value 0 where fewer are dead.
+
+    Few latents are dead as a rule, and a ranking of whole rows by a long list costs several times the product; so only
+    the columns of the dead are ranked, unless they are too many.
+    """
+    size, most = len(dead), max(2 * k_aux, len(dead) // DEAD_SHARE)
+
+    def whole(pre, score, dead):
+        aux = topk_xla.topk(jnp.where(dead[None], score, -jnp.inf), k_aux)[1]
+        return jnp.where(dead[aux], jnp.take_along_axis(pre, aux, axis=1), 0.0), aux
+
+    def columns(pre, score, dead):
+        column = jnp.nonzero(dead, size=most, fill_value=size)[0].astype(jnp.int32)
+        there = column < size
+        column = jnp.where(there, column, jnp.argmin(dead))  # one that is alive, and so takes no gradient
+        at = topk_xla.topk(jnp.where(there[None], score[:, column], -jnp.inf), k_aux)[1]
+        aux = column[at]
+        return jnp.where(there[at], jnp.take_along_axis(pre, aux, axis=1), 0.0), aux
+
+    if most >= size:
+        return whole(pre, score, dead)
+    return either(jnp.sum(dead) > most, whole, columns, (pre, score, dead))
 
 
 def backward(k, k_aux, signed, residuals, cotangents, weight_grad=None):
