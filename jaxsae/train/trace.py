@@ -42,7 +42,7 @@ class Trace:
             return ""
         done.block_until_ready()
         self.close()
-        return f"profiler trace of steps {self._first} to {step} in {os.fspath(self._folder)!r}"  # type: ignore[arg-type]
+        return f"profiler trace of steps {self._first} to {step} in profile/"
 
     def close(self) -> None:
         """Ends a trace that is still running."""
