@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -39,7 +38,7 @@ class Report:
     compare_cache: str | None = None
     host: str = "auto"
     site: str | None = None
-    output: Path | None = None
+    output: str | None = None
     title: str = ""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)

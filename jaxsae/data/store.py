@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsae.errors import DataError
+from jaxsae.errors import DataError, JaxsaeError
 
 #: Rows per chunk: what a reader fetches at once and a checksum covers.
 CHUNK_ROWS = 64
@@ -225,7 +225,7 @@ def local_copy(folder: Folder, skip: Sequence[str] = ()) -> Iterator[pathlib.Pat
         skip: names of subfolders that are left out.
 
     Raises:
-        DataError: there is nothing, or it cannot be read.
+        DataError: there is nothing, or it cannot be read.  Errors inside the block name the URL instead of the copy.
     """
     names = [n for n in folder.names() if n.partition("/")[0] not in skip]
     if not names:
@@ -238,7 +238,10 @@ def local_copy(folder: Folder, skip: Sequence[str] = ()) -> Iterator[pathlib.Pat
                 raise DataError(f"{folder}/{name} leads out of its folder; expected plain names, delete that object")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(folder.read(name) or b"")
-        yield copy
+        try:
+            yield copy
+        except JaxsaeError as e:
+            raise type(e)(str(e).replace(str(copy), str(folder))) from e
 
 
 def _digest(data: dict) -> str:

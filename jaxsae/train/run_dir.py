@@ -174,6 +174,12 @@ def _lock(handle: int, folder: pathlib.Path) -> None:
         return
 
 
+def make_folder_of(path: str | os.PathLike) -> None:
+    """Makes the folder that a file is to lie in; behind a URL there are none to make."""
+    if "://" not in os.fspath(path):
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_atomic(path: str | os.PathLike, text: str) -> None:
     """Replaces a file, on a disk or behind a URL, by one with this text, or leaves it as it was.
 
