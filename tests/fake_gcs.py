@@ -92,6 +92,7 @@ class FakeGcs:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # an answer in one piece: two would wait for each other
     gcs: FakeGcs
 
     def answer(self):

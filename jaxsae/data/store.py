@@ -186,14 +186,22 @@ class Folder:
         with explained(f"{self}/{name} cannot be created"):
             return ts.open(spec, create=True, delete_existing=True, context=_context()).result()
 
-    def create_plain(self, name: str, shape: Sequence[int], dtype: str, piece: Sequence[int]) -> None:
-        """A new array of fixed shape in place of any of that name, one object per piece; Zarr version 3."""
+    def begin_plain(self, name: str, shape: Sequence[int], dtype: str, piece: Sequence[int]) -> Callable[[], None]:
+        """Starts to make a new array of fixed shape, one object per piece; Zarr version 3.
+
+        What is returned waits until it is there.
+        """
         import tensorstore as ts
 
         grid = {"name": "regular", "configuration": {"chunk_shape": list(piece)}}
         spec = {**self._array(name), "metadata": {"shape": list(shape), "data_type": dtype, "chunk_grid": grid}}
-        with explained(f"{self}/{name} cannot be created"):
-            ts.open(spec, create=True, delete_existing=True, context=_context()).result()
+        future = ts.open(spec, create=True, context=_context())
+
+        def wait() -> None:
+            with explained(f"{self}/{name} cannot be created"):
+                future.result()
+
+        return wait
 
     def open_array(self, name: str, write: bool = False) -> Any:
         """An existing array."""

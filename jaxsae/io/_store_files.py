@@ -112,8 +112,8 @@ class StoreFiles:
     def _make(self, step: int, shapes: Mapping[str, tuple]) -> None:
         """Empty arrays in place of what a killed save may have left."""
         self.folder.delete(f"{step}/")
-        for path, (shape, dtype, piece) in shapes.items():
-            (self.folder / str(step)).create_plain(path, shape, dtype, piece)
+        for made in [(self.folder / str(step)).begin_plain(path, *shape) for path, shape in shapes.items()]:
+            made()
 
     def _write(self, step: int, own: Mapping[str, list]) -> None:
         opened = {path: (self.folder / str(step)).open_array(path, write=True) for path in own}

@@ -82,6 +82,7 @@ def load(
     if sae_id is not None:
         entry = hub.resolve(os.fspath(where), sae_id, registry)
         where, known = entry.url, {"norm_scaling_factor": entry.norm_scaling_factor, "overrides": entry.overrides}
+    where = os.fspath(where).removeprefix("file://")
     if sae_id is None and not hub.is_address(where) and Folder(where).remote:
         with local_copy(Folder(where), skip=WORKINGS) as copy:
             return load(copy, format=format, mesh=mesh, **options)

@@ -9,6 +9,7 @@ it leaves its name in the object `.session`, and an older one that still lives r
 """
 
 import contextlib
+import hashlib
 import logging
 import pathlib
 import shutil
@@ -36,7 +37,8 @@ class Mirror:
         self.path = pathlib.Path(tempfile.mkdtemp(prefix="jaxsae-run-"))
         self._gone = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         self._session = uuid.uuid4().hex
-        self._sent: dict[str, tuple[int, int]] = {}
+        self._sent: dict[str, tuple[tuple[int, int] | None, bytes]] = {}  # name -> (time and size, digest)
+        self._arrived: Callable[[], None] = lambda: None
 
     def fetch(self) -> None:
         """Brings what a session that goes on reads: the logs, and the name of a Weights & Biases run.
@@ -51,6 +53,7 @@ class Mirror:
                     file = self.path / name
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(data)
+                    self._sent[name] = (None, _digest(data))
         except DataError as e:
             raise self._unusable(e) from e
 
@@ -77,22 +80,31 @@ class Mirror:
         Raises:
             CheckpointError: another process has begun to train into the same place, or it cannot be written.
         """
+        self._arrived()  # an older upload of a file must not come after a newer one
         self._require_ours()
         waiting = []
         with self._told():
             for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.suffix != ".part"):
-                name, state = file.relative_to(self.path).as_posix(), file.stat()
-                stamp = (state.st_mtime_ns, state.st_size)
-                if self._sent.get(name) != stamp:
-                    waiting.append((name, stamp, self.place.begin_write(name, file.read_bytes())))
+                name, stat = file.relative_to(self.path).as_posix(), file.stat()
+                stamp = (stat.st_mtime_ns, stat.st_size)
+                old_stamp, old_digest = self._sent.get(name, (None, b""))
+                if stamp == old_stamp:
+                    continue
+                data = file.read_bytes()
+                if (digest := _digest(data)) != old_digest:
+                    waiting.append((name, (stamp, digest), self.place.begin_write(name, data)))
+
+        def arrived() -> None:
+            with self._told():
+                for name, state, done in waiting:
+                    done()
+                    self._sent[name] = state
 
         def wait() -> None:
-            with self._told():
-                for name, stamp, done in waiting:
-                    done()
-                    self._sent[name] = stamp
+            arrived()
             self._require_ours()
 
+        self._arrived = arrived
         return wait
 
     def _require_ours(self) -> None:
@@ -117,3 +129,7 @@ class Mirror:
 
     def _unusable(self, error: DataError) -> ConfigError:
         return ConfigError(f"the run directory {str(self.place)!r} cannot be used ({error}); choose another output")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

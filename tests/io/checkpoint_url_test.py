@@ -42,8 +42,8 @@ def test_what_went_in_comes_out_bit_for_bit(url):
 
 
 def test_the_state_may_be_donated_while_it_is_written(url, monkeypatch):
-    go, real = threading.Event(), Folder.create_plain
-    monkeypatch.setattr(Folder, "create_plain", lambda *a: go.wait() and real(*a))
+    go, real = threading.Event(), Folder.begin_plain
+    monkeypatch.setattr(Folder, "begin_plain", lambda *a: go.wait() and real(*a))
     state = {"params": {"w": jnp.arange(1000.0)}}
     with Checkpoints(url) as checkpoints:
         checkpoints.save(1, state)
@@ -100,7 +100,7 @@ def test_a_store_that_refuses_is_no_damage_and_nothing_is_given_up(gcs):
     gcs.refuse = lambda method, name: method == "GET" and "/2/params.W_enc/c" in name
     with (
         Checkpoints("gs://bucket/run/checkpoints") as checkpoints,
-        pytest.raises(CheckpointError, match=r"W_enc cannot be read: PERMISSION_DENIED.*run again when it can be reached"),
+        pytest.raises(CheckpointError, match=r"W_enc cannot be read: PERMISSION_DENIED.*run again when it can be"),
     ):
         checkpoints.restore(abstract(make_state()))
 
@@ -110,7 +110,9 @@ def test_a_failed_upload_is_told_and_leaves_the_older_ones(gcs):
     gcs.refuse = lambda method, name: method == "POST" and "/2/" in name and "/c/" in name
     checkpoints = Checkpoints("gs://bucket/run/checkpoints")
     checkpoints.save(2, make_state(2))
-    with pytest.raises(CheckpointError, match=r"step 2 could not be written to 'gs://bucket/run/checkpoints'.*PERMISSION_DENIED"):
+    with pytest.raises(
+        CheckpointError, match=r"step 2 could not be written to 'gs://bucket/run/checkpoints'.*PERMISSION_DENIED"
+    ):
         checkpoints.wait()
     assert checkpoints.steps() == [1]
     assert_same_bits(checkpoints.restore(abstract(make_state())).state, make_state(1))
