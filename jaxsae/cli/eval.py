@@ -20,7 +20,7 @@ class Eval(EvalConfig):
     A run gets the numbers in eval.json; for any other dictionary they go to NAME.eval.json beside it.
 
     Attributes:
-        path: a run directory, or a dictionary in any format that jaxsae reads.
+        path: a run directory, or a dictionary in any format that jaxsae reads; a folder's URL will do.
         cache: activation cache; a run knows its own.
         host: model for the cross-entropies: a name, a path, "auto" for the one the cache names, or "none".
         site: site of the cache; may be left out if the dictionary or the cache says it.

@@ -19,7 +19,7 @@ class Report:
     not evaluated yet is evaluated first.
 
     Attributes:
-        path: a run directory, or a dictionary in any format that jaxsae reads.
+        path: a run directory, or a dictionary in any format that jaxsae reads; a folder's URL will do.
         compare: a second one, drawn beside the first.
         cache: activation cache; a run knows its own.
         compare_cache: activation cache of the second; default its own, or the first one's.

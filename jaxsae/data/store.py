@@ -244,8 +244,10 @@ def local_copy(folder: Folder, skip: Sequence[str] = ()) -> Iterator[pathlib.Pat
             file = copy / name
             if copy.resolve() not in file.resolve().parents:
                 raise DataError(f"{folder}/{name} leads out of its folder; expected plain names, delete that object")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(folder.read(name) or b"")
+            data = folder.read(name) or b""
+            with explained(f"{folder} cannot be copied to {parent!r}"):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
         try:
             yield copy
         except JaxsaeError as e:

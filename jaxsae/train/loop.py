@@ -142,7 +142,7 @@ def fit(
         run = _Run(programs, frozen, state, begin.step, steps, source, heldout, checkpoints, about, book, run_dir)
         stop = stack.enter_context(stop_on_signal(enabled=run_dir is not None))
         try:
-            trace = Trace(run_dir and run_dir.traced, watch.trace_step, watch.trace_steps)
+            trace = Trace(run_dir and run_dir.traced, watch.trace_step, watch.trace_steps, f"{run_dir}/profile")
             with contextlib.closing(trace):
                 run.train(checkpoint, log, evaluate, stop, Lookout(watch, trace))
         except NotFinite as e:

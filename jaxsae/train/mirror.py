@@ -18,7 +18,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator
 
-from jaxsae.data.store import Folder
+from jaxsae.data.store import Folder, explained
 from jaxsae.errors import CheckpointError, ConfigError, DataError, JaxsaeError
 
 SESSION = ".session"
@@ -34,7 +34,8 @@ class Mirror:
 
     def __init__(self, place: Folder):
         self.place = place
-        self.path = pathlib.Path(tempfile.mkdtemp(prefix="jaxsae-run-"))
+        with explained("no temporary folder can be made"):
+            self.path = pathlib.Path(tempfile.mkdtemp(prefix="jaxsae-run-"))
         self._gone = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         self._session = uuid.uuid4().hex
         self._sent: dict[str, tuple[tuple[int, int] | None, bytes]] = {}  # name -> (time and size, digest)
@@ -51,8 +52,9 @@ class Mirror:
             for name in names:
                 if (data := self.place.read(name)) is not None:
                     file = self.path / name
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_bytes(data)
+                    with explained(f"{str(file)!r} cannot be written"):
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        file.write_bytes(data)
                     self._sent[name] = (None, _digest(data))
         except DataError as e:
             raise self._unusable(e) from e
@@ -84,8 +86,10 @@ class Mirror:
         self._require_ours()
         waiting = []
         with self._told():
-            for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.suffix != ".part"):
+            for file in sorted(p for p in self.path.rglob("*") if p.is_file()):
                 name, stat = file.relative_to(self.path).as_posix(), file.stat()
+                if name.startswith("wandb/") or name.endswith(".part"):
+                    continue
                 stamp = (stat.st_mtime_ns, stat.st_size)
                 old_stamp, old_digest = self._sent.get(name, (None, b""))
                 if stamp == old_stamp:
