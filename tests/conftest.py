@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -47,3 +48,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def _gcs_server():
+    """One for all tests, since TensorStore may keep its address."""
+    spec = importlib.util.spec_from_file_location("fake_gcs", pathlib.Path(__file__).with_name("fake_gcs.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.FakeGcs()
+    os.environ["TENSORSTORE_GCS_HTTP_URL"] = server.url
+    os.environ["GOOGLE_AUTH_TOKEN_FOR_TESTING"] = "a token"  # or it looks for credentials, and says so
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def gcs(_gcs_server):
+    """A Google Cloud Storage on this machine, empty: gs://any-bucket."""
+    _gcs_server.objects.clear()
+    _gcs_server.uploads.clear()
+    _gcs_server.refuse = lambda method, name: False
+    return _gcs_server

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -21,7 +20,7 @@ class Eval(EvalConfig):
     A run gets the numbers in eval.json; for any other dictionary they go to NAME.eval.json beside it.
 
     Attributes:
-        path: a run directory, or a dictionary in any format that jaxsae reads.
+        path: a run directory, or a dictionary in any format that jaxsae reads; a folder's URL will do.
         cache: activation cache; a run knows its own.
         host: model for the cross-entropies: a name, a path, "auto" for the one the cache names, or "none".
         site: site of the cache; may be left out if the dictionary or the cache says it.
@@ -40,7 +39,7 @@ class Eval(EvalConfig):
     cache: str | None = None
     host: str = "auto"
     site: str | None = None
-    output: Path | None = None
+    output: str | None = None
 
     def run(self) -> dict[str, Any]:
         """Evaluates, prints a short table, and returns what eval.json holds."""
@@ -55,7 +54,7 @@ def run(
     cache: Any = None,
     host: Any = "auto",
     site: str | None = None,
-    output: Path | None = None,
+    output: str | os.PathLike | None = None,
     config: EvalConfig = EvalConfig(),
 ) -> dict[str, Any]:
     """Evaluates with progress, prints the table, writes the JSON file; see `Eval` and `report.open_subject`."""
@@ -63,7 +62,7 @@ def run(
     from jaxsae.cli._stages import stages
     from jaxsae.report import evaluated, open_subject
     from jaxsae.report.page import plain
-    from jaxsae.train.run_dir import write_atomic
+    from jaxsae.train.run_dir import make_folder_of, write_atomic
 
     subject = open_subject(path, cache=cache, host=host, site=site)
     with stages() if parallel.first() else contextlib.nullcontext(silent) as progress:
@@ -71,7 +70,7 @@ def run(
     place = output or beside(path, subject.folder, "eval.json")
 
     def tell() -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(place)
         write_atomic(place, json.dumps(numbers, indent=1) + "\n")
         print_numbers(subject.name, numbers, str(place))
 
@@ -79,10 +78,16 @@ def run(
     return numbers
 
 
-def beside(path: str | os.PathLike, folder: Path | None, name: str) -> Path:
-    """Where a result belongs: in the run's folder, or beside a dictionary of that path."""
-    where = Path(path).expanduser()
-    return folder / name if folder is not None else where.with_name(f"{where.name}.{name}")
+def beside(path: str | os.PathLike, folder: str | os.PathLike | None, name: str) -> str:
+    """Where a result belongs: in the run's folder, or beside a dictionary of that path.
+
+    Example:
+        >>> beside("gs://bucket/run", "gs://bucket/run", "eval.json"), beside("saes/a", None, "eval.json")
+        ('gs://bucket/run/eval.json', 'saes/a.eval.json')
+    """
+    if folder is not None:
+        return os.path.join(folder, name)
+    return f"{os.path.expanduser(os.fspath(path)).rstrip('/')}.{name}"
 
 
 #: (label, key, how it is written) of the closing table.

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -20,7 +19,7 @@ class Report:
     not evaluated yet is evaluated first.
 
     Attributes:
-        path: a run directory, or a dictionary in any format that jaxsae reads.
+        path: a run directory, or a dictionary in any format that jaxsae reads; a folder's URL will do.
         compare: a second one, drawn beside the first.
         cache: activation cache; a run knows its own.
         compare_cache: activation cache of the second; default its own, or the first one's.
@@ -39,7 +38,7 @@ class Report:
     compare_cache: str | None = None
     host: str = "auto"
     site: str | None = None
-    output: Path | None = None
+    output: str | None = None
     title: str = ""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)

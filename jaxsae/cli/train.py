@@ -19,7 +19,7 @@ class Train(TrainConfig):
     Attributes:
         recipe: the method and its hyper-parameters.
         cache: folder of the activation cache to train on (made by `jaxsae harvest`).
-        output: run directory; a run that is already in it is continued.
+        output: run directory, or its URL (gs://, s3://); a run that is already in it is continued.
         hook_name: site to train on; may be left out if the cache holds only one.
         training_tokens: activations seen in all, rounded down to whole batches.
         train_batch_size_tokens: activations per step.

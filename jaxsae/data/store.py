@@ -12,12 +12,13 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxsae.errors import DataError
+from jaxsae.errors import DataError, JaxsaeError
 
 #: Rows per chunk: what a reader fetches at once and a checksum covers.
 CHUNK_ROWS = 64
@@ -97,6 +98,41 @@ class Folder:
         with explained(f"{self}/{name} cannot be written"):
             self._files().write(name, text.encode()).result()
 
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, or None if there is none."""
+        with explained(f"{self}/{name} cannot be read"):
+            found = self._files().read(name).result()
+        return None if found.state == "missing" else bytes(found.value)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces a file in one step: a reader sees the old content or the new one, never a part."""
+        self.begin_write(name, data)()
+
+    def begin_write(self, name: str, data: bytes) -> Callable[[], None]:
+        """Starts to replace a file in one step; what is returned waits until it is done."""
+        what = f"{self}/{name} cannot be written"
+        with explained(what):
+            future = self._files().write(name, data)
+
+        def wait() -> None:
+            with explained(what):
+                future.result()
+
+        return wait
+
+    def names(self, within: str = "") -> list[str]:
+        """Names of all files of the folder, or of those of its subfolder `within`, as seen from this folder."""
+        with explained(f"{self} cannot be listed"):
+            return sorted(n.decode() for n in self._files().list(_below(within)).result())
+
+    def delete(self, name: str) -> None:
+        """Deletes a file, or with a name that ends in "/" a whole subfolder; nothing there is no error."""
+        with explained(f"{self}/{name} cannot be deleted"):
+            if name.endswith("/"):
+                self._files().delete_range(_below(name.removesuffix("/"))).result()
+            else:
+                self._files().write(name, None).result()
+
     def is_empty(self) -> bool:
         """True if nothing is in the folder, or it does not exist."""
         local = self.local
@@ -150,6 +186,23 @@ class Folder:
         with explained(f"{self}/{name} cannot be created"):
             return ts.open(spec, create=True, delete_existing=True, context=_context()).result()
 
+    def begin_plain(self, name: str, shape: Sequence[int], dtype: str, piece: Sequence[int]) -> Callable[[], None]:
+        """Starts to make a new array of fixed shape, one object per piece; Zarr version 3.
+
+        What is returned waits until it is there.
+        """
+        import tensorstore as ts
+
+        grid = {"name": "regular", "configuration": {"chunk_shape": list(piece)}}
+        spec = {**self._array(name), "metadata": {"shape": list(shape), "data_type": dtype, "chunk_grid": grid}}
+        future = ts.open(spec, create=True, context=_context())
+
+        def wait() -> None:
+            with explained(f"{self}/{name} cannot be created"):
+                future.result()
+
+        return wait
+
     def open_array(self, name: str, write: bool = False) -> Any:
         """An existing array."""
         import tensorstore as ts
@@ -162,6 +215,43 @@ class Folder:
         # missing is an error, and zeros are data.
         strict = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
         return {"driver": "zarr3", "kvstore": (self / name)._kvstore(), **strict}
+
+
+def _below(within: str) -> Any:
+    """The range of the names below a subfolder; of all names, if it is ""."""
+    import tensorstore as ts
+
+    return ts.KvStore.KeyRange(f"{within}/", f"{within}0") if within else ts.KvStore.KeyRange()  # "0" follows "/"
+
+
+@contextlib.contextmanager
+def local_copy(folder: Folder, skip: Sequence[str] = ()) -> Iterator[pathlib.Path]:
+    """The files of a folder behind a URL in a temporary folder, as long as the block lasts.
+
+    Args:
+        folder: where they are.
+        skip: names of subfolders that are left out.
+
+    Raises:
+        DataError: there is nothing, or it cannot be read.  Errors inside the block name the URL instead of the copy.
+    """
+    names = [n for n in folder.names() if n.partition("/")[0] not in skip]
+    if not names:
+        raise DataError(f"there is nothing at {str(folder)!r}; check the URL")
+    with tempfile.TemporaryDirectory(prefix="jaxsae-") as parent:
+        copy = pathlib.Path(parent) / folder.path.rpartition("/")[2]  # what is read may be called after its folder
+        for name in names:
+            file = copy / name
+            if copy.resolve() not in file.resolve().parents:
+                raise DataError(f"{folder}/{name} leads out of its folder; expected plain names, delete that object")
+            data = folder.read(name) or b""
+            with explained(f"{folder} cannot be copied to {parent!r}"):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
+        try:
+            yield copy
+        except JaxsaeError as e:
+            raise type(e)(str(e).replace(str(copy), str(folder))) from e
 
 
 def _digest(data: dict) -> str:

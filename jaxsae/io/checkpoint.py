@@ -1,11 +1,10 @@
-"""Checkpoints of any state: written by Orbax, judged by us.
+"""Checkpoints of any state: written by Orbax on a disk and by TensorStore behind a URL, judged by us.
 
-One checkpoint is one folder `<step>/` that appears by a rename when everything in it is on disk, so a process killed in
-between leaves only a temporary folder that nobody reads.  It holds the arrays in up to three items, `params`,
-`average` and `rest`, so that an evaluator reads parameters without the optimiser's moments, and one item `meta`:
-format version, configuration, progress, and shape, dtype and digest of every leaf.  A restore first checks `meta`
-against what is wanted, then reads, then compares digests; a checkpoint that fails is named and the one before it is
-used.  Nothing in these files is executed.
+A checkpoint counts when everything in it is written, so a process killed in between leaves only leftovers that nobody
+reads (`_orbax_files.py` and `_store_files.py` say how).  It holds the arrays, such that an evaluator reads parameters
+without the optimiser's moments, and `meta`: format version, configuration, progress, and shape, dtype and digest of
+every leaf.  A restore first checks `meta` against what is wanted, then reads, then compares digests; a checkpoint that
+fails is named and the one before it is used.  Nothing in these files is executed.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import dataclasses
 import functools
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -24,11 +22,11 @@ import numpy as np
 from jaxsae import parallel
 from jaxsae.errors import CheckpointError, JaxsaeError
 from jaxsae.io import digest
-from jaxsae.io._quiet import quiet_orbax
+from jaxsae.io._orbax_files import OrbaxFiles, item_of
+from jaxsae.io._store_files import StoreFiles
 from jaxsae.io.checkpoint_meta import Damaged, Meta, check_leaves, describe, seal, unseal
 from jaxsae.typing import PyTree
 
-_ITEMS = ("params", "average", "rest")
 _log = logging.getLogger(__name__)
 
 
@@ -80,33 +78,24 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike, retention: Retention = Retention(), *, create: bool = True):
         self.folder = _absolute(folder)
-        self._remote = "://" in self.folder
         self._in_flight: int | None = None
-        self._quiet = contextlib.ExitStack()
-        if not create and not self._remote and not os.path.isdir(self.folder):
-            raise CheckpointError(f"expected checkpoints in {self.folder!r}, found no such folder; check the path")
-        self._manager = self._open(retention, create)
-
-    def _open(self, retention: Retention, create: bool) -> Any:
-        import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as policies
-
-        self._quiet.enter_context(quiet_orbax())
-        keep: list[Any] = [policies.LatestN(max(1, retention.latest))]
-        if retention.every_steps:
-            keep.append(policies.EveryNSteps(retention.every_steps))
-        options = ocp.CheckpointManagerOptions(
-            create=create,
-            cleanup_tmp_directories=create,  # leftovers of a killed save; a reader must not touch a writer's
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-        )
-        try:
-            return ocp.CheckpointManager(self.folder, options=options)
-        except OSError as e:
-            raise CheckpointError(f"checkpoints cannot be kept in {self.folder!r}: {e.strerror or e}") from e
+        self._files: OrbaxFiles | StoreFiles
+        keep = (max(1, retention.latest), retention.every_steps)
+        if "://" in self.folder or os.path.isdir(os.path.join(self.folder, "done")):  # behind a URL, or copied from it
+            self._files = StoreFiles(self.folder, *keep)
+        else:
+            self._files = OrbaxFiles(self.folder, *keep, create)
 
     # -------------------------------------------------------------------------------------------------------- writing
-    def save(self, step: int, state: PyTree, *, config: Mapping | None = None, progress: Mapping | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        *,
+        config: Mapping | None = None,
+        progress: Mapping | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts to write the checkpoint of `step`; a step that is already there is left alone.
 
         Args:
@@ -114,12 +103,11 @@ class Checkpoints:
             state: any tree of arrays; what lies under `params` and `average` at its top is readable alone.
             config: plain data, stored and returned as it is.
             progress: plain data, stored and returned as it is.
+            before: called by process 0 before the checkpoint counts, perhaps in a thread; if it raises, the save fails.
 
         Raises:
             CheckpointError: the disk is full, or the save before this one failed.  Older checkpoints stay.
         """
-        import orbax.checkpoint as ocp
-
         self.wait()
         if step in self.steps():
             return
@@ -127,9 +115,8 @@ class Checkpoints:
         meta = seal(step, config or {}, progress or {}, describe(flat, digest.digests(state)))
         raw = {path: jax.random.key_data(x) if digest.is_key(x) else x for path, x in flat.items()}
         self._need_space(step, sum(x.nbytes for x in raw.values()))
-        items = {name: ocp.args.StandardSave(part) for name, part in _split(raw).items() if part}
         try:
-            self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
+            self._files.save(step, meta, raw, before)
         except Exception as e:
             raise self._failed(step, e) from e
         self._in_flight = step
@@ -144,15 +131,13 @@ class Checkpoints:
         if step is None:
             return
         try:
-            self._manager.wait_until_finished()
+            self._files.wait()
         except Exception as e:
             raise self._failed(step, e) from e
 
     def _need_space(self, step: int, size: int) -> None:
-        if self._remote:
-            return
-        free = shutil.disk_usage(self.folder).free
-        if free < 1.05 * size:
+        free = self._files.free_bytes()
+        if free is not None and free < 1.05 * size:
             raise CheckpointError(
                 f"the disk of {self.folder!r} is full: the checkpoint of step {step} needs {_mib(size)}, "
                 f"{_mib(free)} are free; make room and run again, earlier checkpoints are intact"
@@ -169,7 +154,7 @@ class Checkpoints:
     # -------------------------------------------------------------------------------------------------------- reading
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending, whether or not they are sound."""
-        return sorted(int(s) for s in self._manager.all_steps())
+        return self._files.steps()
 
     def meta(self, step: int) -> Meta:
         """What the checkpoint of `step` says about itself.
@@ -224,7 +209,7 @@ class Checkpoints:
         for candidate in self._candidates(step):
             try:
                 meta = self._meta(candidate)
-                wanted = {path: _abstract(leaf) for path, leaf in meta.leaves.items() if _item(path) == item}
+                wanted = {path: _abstract(leaf) for path, leaf in meta.leaves.items() if item_of(path) == item}
                 if not wanted:
                     raise Damaged(f"it has no {item!r}")
                 return {p.partition(".")[2]: x for p, x in self._leaves(meta, wanted).items()}, meta
@@ -235,18 +220,8 @@ class Checkpoints:
         raise CheckpointError(f"expected a checkpoint with {item!r} in {self.folder!r}, {found}; check the path")
 
     def set_aside(self, step: int) -> None:
-        """Renames the checkpoint of `step` to `damaged-<step>`, so that a run that went back can save it anew."""
-        if self._remote:
-            self._manager.delete(step)
-            return
-        place = os.path.join(self.folder, f"damaged-{step}")
-
-        def move() -> None:
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(os.path.join(self.folder, str(step)), place)
-
-        parallel.on_first("set aside", move)
-        self._manager.reload()
+        """Keeps the checkpoint of `step` from counting, so that a run that went back can save it anew."""
+        self._files.set_aside(step)
 
     def _candidates(self, step: int | None) -> list[int]:
         steps = self.steps()
@@ -256,34 +231,21 @@ class Checkpoints:
         return steps[::-1] if step is None else [step]
 
     def _meta(self, step: int) -> Meta:
-        import orbax.checkpoint as ocp
-
         with _reading("meta"):
-            stored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-            return unseal(stored, step, self.folder)
+            return unseal(self._files.meta(step), step, self.folder)
 
     def _read(self, meta: Meta, target: PyTree) -> PyTree:
         leaves = self._leaves(meta, digest.flatten(target))
         return jax.tree.unflatten(jax.tree.structure(target), list(leaves.values()))
 
     def _leaves(self, meta: Meta, target: dict[str, Any]) -> dict[str, jax.Array]:
-        import orbax.checkpoint as ocp
-        from etils import epath  # Orbax brings it along
-
-        wanted = _split({path: _raw_abstract(leaf) for path, leaf in target.items()})
-        items = {name: ocp.args.StandardRestore(part) for name, part in wanted.items() if part}
+        wanted = {path: _raw_abstract(leaf) for path, leaf in target.items()}
 
         def arrays() -> Any:
             with _reading("arrays"):
-                if parallel.several():  # the manager waits for the others, and a damaged file may hit only one
-                    place = epath.Path(self.folder) / str(meta.step)
-                    return {
-                        name: ocp.StandardCheckpointHandler().restore(place / name, args=items[name]) for name in items
-                    }
-                return self._manager.restore(meta.step, args=ocp.args.Composite(**items))
+                return self._files.leaves(meta.step, wanted)
 
-        read = _together("arrays", arrays)
-        flat = {path: leaf for name in items for path, leaf in read[name].items()}
+        flat = _together("arrays", arrays)
         found = {path: _wrap(flat[path], leaf) for path, leaf in target.items()}
         for path, value in digest.digests(found).items():
             if value != meta.leaves[path]["digest"]:
@@ -300,9 +262,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception):  # an error of the last save, which wait() has already told
-                self._manager.close()
-            self._quiet.close()
+            self._files.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -313,15 +273,6 @@ class Checkpoints:
 
 
 # --------------------------------------------------------------------------------------------------------------- leaves
-def _item(path: str) -> str:
-    top = path.partition(".")[0]
-    return top if top in _ITEMS else "rest"
-
-
-def _split(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: {p: x for p, x in flat.items() if _item(p) == name} for name in _ITEMS}
-
-
 def _abstract(leaf: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from jaxsae.data.store import Folder, local_copy
 from jaxsae.errors import FormatError, closest
 from jaxsae.io import hub
 from jaxsae.io.formats._base import Notes
@@ -15,6 +16,9 @@ from jaxsae.io.formats._listing import Listing
 from jaxsae.io.formats._place import place
 from jaxsae.io.formats._registry import Format, find, format_called, formats, recognised, the_format
 from jaxsae.sae import SAE
+
+#: Parts of a run directory that hold no dictionary.
+WORKINGS = ("checkpoints", "members", "profile", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ def load(
     the file before memory is taken, and every array must have exactly the shape that the format prescribes.
 
     Args:
-        where: a folder, one file of weights, or an address hf://owner/repo/path on the Hugging Face hub; with
-            `sae_id`, the name of a SAELens release.
+        where: a folder, one file of weights, an address hf://owner/repo/path on the Hugging Face hub, or the URL of a
+            folder in a bucket (gs://, s3://), which is copied to this machine for the while; with `sae_id`, the name
+            of a SAELens release.
         sae_id: name of a dictionary in that release.
         format: read it as this format; needed only where the files of two lie together.
         mesh: place arrays on this mesh, latents split along its axis `latent`; default: the first device.
@@ -62,6 +67,7 @@ def load(
 
     Raises:
         FormatError: naming the file, the key, what was expected and what was found.
+        DataError: nothing lies behind the URL, or it cannot be read.
 
     Example:
         >>> import jax.numpy as jnp, tempfile
@@ -76,6 +82,10 @@ def load(
     if sae_id is not None:
         entry = hub.resolve(os.fspath(where), sae_id, registry)
         where, known = entry.url, {"norm_scaling_factor": entry.norm_scaling_factor, "overrides": entry.overrides}
+    where = os.fspath(where).removeprefix("file://")
+    if sae_id is None and not hub.is_address(where) and Folder(where).remote:
+        with local_copy(Folder(where), skip=WORKINGS) as copy:
+            return load(copy, format=format, mesh=mesh, **options)
     listing, found = _located(hub.fetch(str(where)) if hub.is_address(where) else where, format)
     # What a registry says about SAELens' own files; its corrections for other formats concern SAELens' readers only.
     options = {**{k: v for k, v in known.items() if v and k in found.OPTIONS}, **options}
@@ -126,6 +136,11 @@ def save(sae: SAE, path: str | os.PathLike[str], format: str = "jaxsae") -> Writ
         with tempfile.TemporaryDirectory() as folder:
             written = save(sae, Path(folder) / "sae", format)
             return replace(written, path=hub.upload(written.path, str(path)))
+    if Folder(path).remote:
+        raise FormatError(
+            f"{os.fspath(path)!r}: expected a local folder to write into, or hf://owner/repo/path; save it on "
+            "this machine and copy it"
+        )
     path = Path(path)
     writer = format_called(format, write=True)
     if path.is_dir():

@@ -65,8 +65,14 @@ def address() -> str:
     return str(_state().coordinator_address)
 
 
-def exchange(name: str, text: str) -> list[str]:
+def exchange(name: str, text: str, place: str | None = None) -> list[str]:
     """The texts of all processes, in the order of their numbers.
+
+    Args:
+        name: what it is about.
+        text: of this process.
+        place: for a thread beside the main one, whose words have no turn among those of the main one: a name that all
+            processes know and that is used once.
 
     Example:
         >>> exchange("name", "text")
@@ -74,7 +80,7 @@ def exchange(name: str, text: str) -> list[str]:
     """
     if not several():
         return [text]
-    place = f"jaxsae/{next(_turns)}/{name}"
+    place = f"jaxsae/{next(_turns)}/{name}" if place is None else f"jaxsae/{place}"
     client().key_value_set(f"{place}/{index()}", text)
     return [client().blocking_key_value_get(f"{place}/{i}", PATIENCE_MS) for i in range(count())]
 

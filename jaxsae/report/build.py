@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxsae.evals.reconstruction import Progress, silent
 from jaxsae.report.collect import page_data, recipe_of, tokens_trained
 from jaxsae.report.page import plain, render
 from jaxsae.report.subject import Subject, fingerprint, open_subject
-from jaxsae.train.run_dir import write_atomic
+from jaxsae.train.run_dir import make_folder_of, write_atomic
 
 #: A subject, the path of a run, or (sae, host, cache).
 SubjectLike = Subject | str | os.PathLike | tuple
@@ -39,7 +38,7 @@ def build_report(
 
     Args:
         subject: a run directory, a `Subject`, or a tuple (sae, host, cache) with None for a host to do without.
-        out: the page, e.g. `runs/a/report.html`; the JSON file has the same name with the ending .json.
+        out: the page, e.g. `runs/a/report.html`, or its URL; the JSON file has the same name with the ending .json.
         compare: a second one, drawn beside the first.
         title: of the page; default the names of what it is about.
         config: which latents are shown, and what of them.
@@ -58,8 +57,8 @@ def build_report(
     Example:
         >>> build_report("runs/quickstart", "runs/quickstart/report.html")  # doctest: +SKIP
     """
-    page = pathlib.Path(out)
-    if page.suffix != ".html":
+    page = os.fspath(out)
+    if not page.endswith(".html"):
         raise ConfigError(f"the page should be named something.html, found {str(out)!r}")
     subjects = [_subject(s) for s in (subject, compare) if s is not None]
     numbers = [_numbers(s, evaluation, progress) for s in subjects]
@@ -74,10 +73,10 @@ def build_report(
         **({"compare": entries[1]} if len(entries) > 1 else {}),
         **(extra or {}),
     }
-    report["html"] = str(page)
-    page.parent.mkdir(parents=True, exist_ok=True)
+    report["html"] = page
+    make_folder_of(page)
     write_atomic(page, text)
-    write_atomic(page.with_suffix(".json"), json.dumps(plain(report), indent=1) + "\n")
+    write_atomic(page.removesuffix(".html") + ".json", json.dumps(plain(report), indent=1) + "\n")
     return report
 
 

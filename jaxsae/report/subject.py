@@ -4,17 +4,19 @@ import hashlib
 import json
 import os
 import pathlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxsae import hosts
 from jaxsae.config import read_file
 from jaxsae.data.cache import Cache, open_cache
+from jaxsae.data.store import Folder, local_copy
 from jaxsae.errors import CheckpointError, ConfigError
 from jaxsae.evals.evaluate import check_host, site_of
 from jaxsae.hosts import Host
 from jaxsae.io import hub, load
 from jaxsae.io.digest import digests
+from jaxsae.io.files import WORKINGS
 from jaxsae.sae import SAE
 from jaxsae.train.logs import Record, read_records
 from jaxsae.train.run_dir import RunDir
@@ -33,7 +35,7 @@ class Subject:
         log: records of its training, if there are any.
         evaluation: numbers measured earlier, if they are about this very dictionary.
         config: the training configuration as plain data, if known.
-        folder: where results belong; None for a dictionary that lies nowhere.
+        folder: where results belong, perhaps a URL; None for a dictionary that lies nowhere.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Subject:
     log: tuple[Record, ...] = ()
     evaluation: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    folder: pathlib.Path | None = None
+    folder: pathlib.Path | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", site_of(self.sae, self.cache, self.site))
@@ -63,7 +65,7 @@ def open_subject(
     """A run directory, or any dictionary on disk, with its surroundings.
 
     Args:
-        path: a run directory, a file or folder that `jaxsae.load` reads, or hf://owner/repo/path.
+        path: a run directory, a file or folder that `jaxsae.load` reads, or hf://owner/repo/path; behind a URL too.
         cache: None takes the one a run was trained on.
         host: "auto" loads the host that the cache names; None does without; else a host, or what `hosts.load` takes.
         site: None takes the dictionary's own.
@@ -74,6 +76,10 @@ def open_subject(
         ConfigError: a dictionary without a run, and no cache given.
         FormatError, DataError, HostError: what is there cannot be read, or does not belong together.
     """
+    if not hub.is_address(path) and Folder(path).remote:
+        with local_copy(Folder(path), skip=WORKINGS) as copy:
+            found = open_subject(copy, cache=cache, host=host, site=site, like=like)
+        return replace(found, folder=os.fspath(path).rstrip("/") if found.folder else None)
     run = RunDir(hub.fetch(os.fspath(path)) if hub.is_address(path) else path)
     if not run.path.exists():
         raise CheckpointError(f"there is no run and no dictionary at {str(run.path)!r}; check the path")

@@ -112,7 +112,7 @@ class TrainConfig:
     Attributes:
         recipe: the method and its hyper-parameters, e.g. `type: recipe.topk`; `d_in` may be left to the cache.
         cache: folder of the activation cache to train on.
-        output: run directory; a run that is already in it is continued.
+        output: run directory, or its URL (gs://, s3://); a run that is already in it is continued.
         hook_name: site to train on; None if the cache holds only one.
         training_tokens: activations seen in all, rounded down to whole batches.
         train_batch_size_tokens: activations per step.

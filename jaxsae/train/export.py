@@ -18,7 +18,7 @@ def export(run: str | os.PathLike, step: int | None = None, form: str = "auto", 
     """The dictionary that a run had after a step.
 
     Args:
-        run: a run directory.
+        run: a run directory, or its URL.
         step: one of its checkpoints; None for the newest sound one.
         form: inference form, see `Recipe.export`.
         member: which run of a sweep; None for a run that is none.
@@ -33,21 +33,21 @@ def export(run: str | os.PathLike, step: int | None = None, form: str = "auto", 
         >>> jaxsae.save(sae, "shared/topk", format="sae_lens")  # doctest: +SKIP
     """
     folder = RunDir(run)
-    if not folder.checkpoints.is_dir():
-        raise CheckpointError(f"there are no checkpoints in {str(folder.path)!r}; expected a run of `jaxsae train`")
+    if not folder.holds("checkpoints"):
+        raise CheckpointError(f"there are no checkpoints in {str(folder)!r}; expected a run of `jaxsae train`")
     with Checkpoints(folder.checkpoints, create=False) as kept:
         steps = kept.steps()
         if not steps or (step is not None and step not in steps):
-            raise CheckpointError(f"{str(folder.path)!r} has no checkpoint of step {step}; it has {steps or 'none'}")
+            raise CheckpointError(f"{str(folder)!r} has no checkpoint of step {step}; it has {steps or 'none'}")
         recipe = from_dict(kept.meta(steps[-1] if step is None else step).config["recipe"], Recipe | Fleet)
         runs = recipe.size if isinstance(recipe, Fleet) else 0
         if (member is not None) if not runs else (member is None or not 0 <= member < runs):
             wanted = f"a member from 0 to {runs - 1} of the sweep" if runs else "no member, it is a single run"
-            raise ConfigError(f"{str(folder.path)!r}: expected {wanted}, found {member}")
+            raise ConfigError(f"{str(folder)!r}: expected {wanted}, found {member}")
         sample = {"x": jax.ShapeDtypeStruct((2, recipe.d_in), jnp.float32)}
         restored = kept.restore(jax.eval_shape(recipe.init, jax.random.key(0), sample), step)
     if restored is None:
-        raise CheckpointError(f"{str(folder.path)!r} has no sound checkpoint to export")
+        raise CheckpointError(f"{str(folder)!r} has no sound checkpoint to export")
     meta = Meta().with_extra(step=int(restored.state.step))
     if member is None:
         return recipe.export(restored.state, form, meta)

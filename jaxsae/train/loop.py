@@ -139,10 +139,10 @@ def fit(
         size = recipe.size if isinstance(recipe, Fleet) else 0
         book = stack.enter_context(contextlib.closing(_open_log(log, run_dir, begin, steps, source, about, size)))
         state = programs.init(key, sample, frozen) if begin.state is None else begin.state
-        run = _Run(programs, frozen, state, begin.step, steps, source, heldout, checkpoints, about, book)
+        run = _Run(programs, frozen, state, begin.step, steps, source, heldout, checkpoints, about, book, run_dir)
         stop = stack.enter_context(stop_on_signal(enabled=run_dir is not None))
         try:
-            trace = Trace(run_dir and run_dir.profile, watch.trace_step, watch.trace_steps)
+            trace = Trace(run_dir and run_dir.traced, watch.trace_step, watch.trace_steps, f"{run_dir}/profile")
             with contextlib.closing(trace):
                 run.train(checkpoint, log, evaluate, stop, Lookout(watch, trace))
         except NotFinite as e:
@@ -170,6 +170,7 @@ class _Run:
     checkpoints: Checkpoints | None
     about: dict[str, Any]
     log: Log
+    run_dir: RunDir | None = None
 
     def train(
         self, checkpoint: CheckpointPolicy, log: LogPolicy, evaluate: EvaluatePolicy, stop: Any, look: Lookout
@@ -236,13 +237,17 @@ class _Run:
             self.log.push("heldout", self.step, found)
 
     def save(self) -> None:
-        """Writes the log up to here, then the checkpoint: only a finite state is worth one."""
+        """Writes the log up to here, then the checkpoint: only a finite state is worth one.
+
+        Behind a URL both travel while the next steps run, and the checkpoint does not count before the log is there.
+        """
         self.log.flush()
         if not bool(_finite(self.state.params)):
             raise NotFinite(self.step, float("nan"))
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and self.run_dir is not None:
+            uploaded = parallel.on_first("upload", self.run_dir.push) or (lambda: None)
             progress = {"seconds": self.log.seconds, "next_batch": self.step}
-            self.checkpoints.save(self.step, self.state, config=self.about, progress=progress)
+            self.checkpoints.save(self.step, self.state, config=self.about, progress=progress, before=uploaded)
 
     def explain(self, error: NotFinite, interval: int) -> DataError | Diverged:
         """Finds out whether the data or the training is to blame for a loss that is not finite."""
@@ -314,7 +319,8 @@ def _bad_rows(batch: Mapping[str, np.ndarray]) -> int:
 
 def _describe(run_dir: RunDir, about: dict[str, Any]) -> None:
     write_atomic(run_dir.config, dump_yaml(about["run"]))
-    write_atomic(run_dir.readme, page(str(run_dir.path), about))
+    write_atomic(run_dir.readme, page(str(run_dir), about))
+    run_dir.push()  # so that a run can be told apart from its beginning on; what goes wrong is told at the next one
 
 
 @jax.jit

@@ -38,7 +38,7 @@ def export_members(
         if bool(health["alive"][i]):
             run |= {name: values[i] for name, values in last.items() if name != "alive"}
             save(fleet.export(fitted.state, i, meta=meta.with_extra(run=member.name)), folder.sae)
-            run["sae"] = str(folder.sae)
+            run["sae"] = f"{run_dir}/{run_dir.member_name(i)}/sae"
         else:
             run["stopped"] = int(health["stopped"][i])
         write_atomic(folder.summary, json.dumps(run, indent=1) + "\n")

@@ -178,13 +178,13 @@ def _summary(recipe: Recipe | Fleet, site: str, fitted: Fitted, run_dir: RunDir)
     sizes = {"recipe": recipe.name, "site": site, "d_in": recipe.d_in, "d_sae": recipe.d_sae}
     done = {"steps": fitted.step, "tokens_trained": tokens, "seconds": round(fitted.seconds, 3)}
     versions = {"jaxsae": jaxsae.__version__, "jax": jax.__version__}
-    return {**sizes, **done, **newest, "sae": str(run_dir.sae), "versions": versions}
+    return {**sizes, **done, **newest, "sae": f"{run_dir}/sae", "versions": versions}
 
 
 def _refuse_orphan(run_dir: RunDir) -> None:
     """A dictionary without checkpoints cannot be continued and must not be overwritten."""
-    if run_dir.sae.exists() and not run_dir.checkpoints.exists():
+    if run_dir.holds("sae") and not run_dir.holds("checkpoints"):
         raise ConfigError(
-            f"{str(run_dir.path)!r} holds a finished dictionary but no checkpoints to continue from; "
+            f"{str(run_dir)!r} holds a finished dictionary but no checkpoints to continue from; "
             "expected a new folder or a run, choose another output"
         )

@@ -5,10 +5,12 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from jaxsae import parallel
-from jaxsae.errors import CheckpointError, ConfigError
+from jaxsae.data.store import Folder
+from jaxsae.errors import CheckpointError, ConfigError, DataError
+from jaxsae.train.mirror import Mirror
 
 
 class RunDir:
@@ -24,23 +26,31 @@ class RunDir:
         profile/        profiler trace of chosen steps, where asked for
         members/        <nn>/ of a sweep: each run's own log.jsonl, sae/ and train.json
 
+    Behind a URL (`gs://bucket/run`) the paths below are those of a working copy on this machine (see `mirror.py`),
+    except `checkpoints`, which are written and read where they lie.
+
     Args:
-        path: the folder; it is made by `open`.
+        path: the folder, or a URL; it is made by `open`.
+
+    Attributes:
+        place: where the run lies.
+        path: where its files are read and written.
     """
 
     def __init__(self, path: str | os.PathLike):
-        if "://" in os.fspath(path):
-            raise ConfigError(
-                f"a run directory has to be a local folder (a mounted bucket will do), found {os.fspath(path)!r}; "
-                "only caches and dictionaries may lie behind a URL"
-            )
-        self.path = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+        text = os.path.expanduser(os.fspath(path).removeprefix("file://"))
+        self.place = Folder(text if "://" in text else os.path.abspath(text))
+        self._mirror = Mirror(self.place) if self.place.remote else None
+        self.path = self._mirror.path if self._mirror else pathlib.Path(self.place.path)
 
     def __fspath__(self) -> str:
-        return str(self.path)
+        return str(self.place)
+
+    def __str__(self) -> str:
+        return str(self.place)
 
     def __repr__(self) -> str:
-        return f"RunDir({str(self.path)!r})"
+        return f"RunDir({str(self.place)!r})"
 
     @property
     def config(self) -> pathlib.Path:
@@ -55,12 +65,17 @@ class RunDir:
         return self.path / "profile"
 
     @property
+    def traced(self) -> pathlib.Path | None:
+        """Where this process may leave a profiler trace: behind a URL only process 0's is uploaded."""
+        return self.profile if self._mirror is None or parallel.first() else None
+
+    @property
     def log(self) -> pathlib.Path:
         return self.path / "log.jsonl"
 
     @property
-    def checkpoints(self) -> pathlib.Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> pathlib.Path | str:
+        return f"{self.place}/checkpoints" if self._mirror else self.path / "checkpoints"
 
     @property
     def sae(self) -> pathlib.Path:
@@ -71,43 +86,62 @@ class RunDir:
         return self.path / "train.json"
 
     def member(self, index: int) -> "RunDir":
-        """The folder of one run of a sweep."""
-        return RunDir(self.path / "members" / f"{index:02d}")
+        """The folder of one run of a sweep; behind a URL, in the working copy."""
+        return RunDir(self.path / self.member_name(index))
+
+    def member_name(self, index: int) -> str:
+        """Where that lies in this one."""
+        return f"members/{index:02d}"
+
+    def holds(self, name: str) -> bool:
+        """Whether a part, such as "sae" or "checkpoints", is there."""
+        return bool(self.place.names(name)) if self._mirror else (self.path / name).exists()
+
+    def push(self) -> Callable[[], None]:
+        """Behind a URL: starts to upload what changed, and returns what waits for it; on a disk there is nothing to do.
+
+        Raises:
+            CheckpointError: it cannot be uploaded, or another process has begun to train into the same place.
+        """
+        return self._mirror.push() if self._mirror else lambda: None
 
     @contextlib.contextmanager
     def open(self) -> Iterator["RunDir"]:
         """Makes the folder and holds it: a second run that wants to train into it is refused.
 
         The lock belongs to the process, so a killed one leaves none behind.  Of the processes of one run, process 0
-        holds it, and all make sure that they see the same folder.
+        holds it, and all make sure that they see the same folder.  Behind a URL there is no lock: the newest session
+        owns the run, and an older one that still lives ends before its next upload.
 
         Raises:
             ConfigError: the folder cannot be made, or is not the same one for all processes of the run.
             CheckpointError: another run trains into it.
         """
         with contextlib.ExitStack() as stack:
-            parallel.on_first("run directory", lambda: stack.enter_context(self._held()))
+            held = self._mirror.owned if self._mirror else self._held
+            parallel.on_first("run directory", lambda: stack.enter_context(held()))
             self._require_shared()
+            if self._mirror:
+                self._mirror.fetch()
             yield self
 
     def _require_shared(self) -> None:
         """A word that process 0 writes must be read by the others."""
         if not parallel.several():
             return
-        note, word = self.path / ".shared", uuid.uuid4().hex
-        word = parallel.exchange("word", word)[0]
-        parallel.on_first("shared", lambda: write_atomic(note, word))
-        found, until = "", time.monotonic() + 20  # a network file system may show a new file late
-        while found != word and time.monotonic() < until:
-            found = note.read_text(encoding="utf-8") if note.exists() else ""
-            time.sleep(0 if found == word else 0.5)
-        problem = None if found == word else ConfigError("does not see it")
+        word = parallel.exchange("word", uuid.uuid4().hex)[0]
+        parallel.on_first("shared", lambda: self.place.write(".shared", word.encode()))
+        found, until = b"", time.monotonic() + 20  # a network file system may show a new file late
+        while found != word.encode() and time.monotonic() < until:
+            found = self.place.read(".shared") or b""
+            time.sleep(0 if found == word.encode() else 0.5)
+        problem = None if found == word.encode() else ConfigError("does not see it")
         if blind := parallel.agree_on("seen", problem):
             raise ConfigError(
-                f"the run directory {str(self.path)!r} must be one folder for all processes, but one {blind}; put the "
-                "output on a file system that all machines share"
+                f"the run directory {str(self)!r} must be one folder for all processes, but one {blind}; put the "
+                "output on a file system that all machines share, or behind a URL that all reach"
             )
-        parallel.on_first("shared", lambda: note.unlink(missing_ok=True))
+        parallel.on_first("shared", lambda: self.place.delete(".shared"))
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -140,12 +174,25 @@ def _lock(handle: int, folder: pathlib.Path) -> None:
         return
 
 
-def write_atomic(path: pathlib.Path, text: str) -> None:
-    """Replaces a file by one with this text, or leaves it as it was.
+def make_folder_of(path: str | os.PathLike) -> None:
+    """Makes the folder that a file is to lie in; behind a URL there are none to make."""
+    if "://" not in os.fspath(path):
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomic(path: str | os.PathLike, text: str) -> None:
+    """Replaces a file, on a disk or behind a URL, by one with this text, or leaves it as it was.
 
     Raises:
         CheckpointError: it cannot be written.
     """
+    if "://" in os.fspath(path):
+        folder, _, name = os.fspath(path).rpartition("/")
+        try:
+            return Folder(folder).write(name, text.encode())
+        except DataError as e:
+            raise CheckpointError(f"{e}; check the network and the permissions") from e
+    path = pathlib.Path(path)
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")

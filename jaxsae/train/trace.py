@@ -22,10 +22,12 @@ class Trace:
         folder: where to; nothing is recorded if None.
         first: the step (from 1 on) with which the trace begins; None for no trace.
         steps: how many.
+        shown: what the folder is called; its path, if left out.
     """
 
-    def __init__(self, folder: str | os.PathLike | None, first: int | None, steps: int):
+    def __init__(self, folder: str | os.PathLike | None, first: int | None, steps: int, shown: str = ""):
         self._folder, self._first, self._steps = folder, first, steps
+        self._shown = shown or os.fspath(folder or "")
         self._on = False
 
     def before(self, step: int) -> None:
@@ -42,7 +44,7 @@ class Trace:
             return ""
         done.block_until_ready()
         self.close()
-        return f"profiler trace of steps {self._first} to {step} in {os.fspath(self._folder)!r}"  # type: ignore[arg-type]
+        return f"profiler trace of steps {self._first} to {step} in {self._shown!r}"
 
     def close(self) -> None:
         """Ends a trace that is still running."""
