@@ -16,7 +16,7 @@ def merge(score: jax.Array, parts: tuple[jax.Array, ...], k: int, shards: int) -
 
     Args:
         score: [b, c] of this device's candidates, sorted as `topk` sorts them, c <= k.
-        parts: arrays [b, c] that belong to the candidates (values, global indices, ...).
+        parts: arrays [b, c] that belong to the candidates (values, global indices, ...); 32 bits wide.
         k: how many, at most c times the number of devices.
         shards: devices along `latent`.
 
@@ -26,8 +26,12 @@ def merge(score: jax.Array, parts: tuple[jax.Array, ...], k: int, shards: int) -
     """
     rows = score.shape[0]
     fill = -rows % shards
-    padded = [jnp.pad(a, ((0, fill), (0, 0))) for a in (score, *parts)]
-    mine = [jax.lax.all_to_all(a, "latent", split_axis=0, concat_axis=1, tiled=True) for a in padded]
-    best = topk_xla.topk(mine[0], k)[1]
-    won = [jnp.take_along_axis(a, best, axis=1) for a in mine[1:]]
-    return tuple(jax.lax.all_gather(a, "latent", axis=0, tiled=True)[:rows] for a in won)
+    # As words of 32 bits in one array, so that there is one exchange each way and no question of their order.
+    score = score if score.dtype.itemsize == 4 else score.astype(jnp.float32)
+    words = jnp.stack([jax.lax.bitcast_convert_type(a, jnp.uint32) for a in (score, *parts)])
+    padded = jnp.pad(words, ((0, 0), (0, fill), (0, 0)))
+    mine = jax.lax.all_to_all(padded, "latent", split_axis=1, concat_axis=2, tiled=True)
+    best = topk_xla.topk(jax.lax.bitcast_convert_type(mine[0], score.dtype), k)[1]
+    won = jnp.take_along_axis(mine[1:], best[None], axis=2)
+    out = jax.lax.all_gather(won, "latent", axis=1, tiled=True)[:, :rows]
+    return tuple(jax.lax.bitcast_convert_type(a, p.dtype) for a, p in zip(out, parts, strict=True))

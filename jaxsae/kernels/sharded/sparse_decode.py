@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxsae import parallel
 from jaxsae.kernels._control import either
-from jaxsae.kernels.sharded.axes import Split, if_live, split_of
+from jaxsae.kernels.sharded.axes import Split, after, if_live, split_of
 from jaxsae.kernels.sharded.sums import Owned
 
 
@@ -50,7 +50,7 @@ def _gradients(split: Split) -> Callable:
     def local(values, indices, W, g):
         own = Owned(values, indices, split.first(len(W)), len(W), split.latent)
         dW = split.sum_rows(own.outer_sum(g, W.dtype)[0])
-        return split.sum_latents(own.dots(g, W)), dW
+        return split.sum_latents(after(own.dots(g, W), dW)), dW
 
     return parallel.shard(local, split.specs("BK", "BK", "SE", "BE"), split.specs("BK", "SE"))
 
@@ -80,8 +80,9 @@ def _both_bwd(split: Split, residuals, cotangents):
         first, size = split.first(len(W)), len(W)
         own = Owned(values, indices, first, size, split.latent)
         other = Owned(second_values, second_indices, first, size, split.latent)
-        dW = other.outer_sum(g_second, W.dtype, own.outer_sum(g, W.dtype))[0]
-        return split.sum_latents(own.dots(g, W)), split.sum_rows(dW), split.sum_latents(other.dots(g_second, W))
+        dW = split.sum_rows(other.outer_sum(g_second, W.dtype, own.outer_sum(g, W.dtype))[0])
+        dots = split.sum_latents(after(own.dots(g, W), dW))
+        return dots, dW, split.sum_latents(after(other.dots(g_second, W), dots))
 
     both = parallel.shard(local, split.specs("BK", "BK", "SE", "BE", "BK", "BK", "BE"), split.specs("BK", "SE", "BK"))
 
