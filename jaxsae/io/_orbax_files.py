@@ -1,6 +1,7 @@
 """Checkpoints in a local folder, by Orbax: one folder `<step>/` each, which appears by a rename when it is complete."""
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -25,6 +26,15 @@ def item_of(path: str) -> str:
     """
     top = path.partition(".")[0]
     return top if top in ITEMS else "rest"
+
+
+def _not_told_already(record: logging.LogRecord) -> bool:
+    """Orbax reads in many tasks and raises what the first of them met; asyncio logs the others' with a stack trace."""
+    message = record.getMessage()
+    return not ("never retrieved" in message and "orbax" in message)
+
+
+logging.getLogger("asyncio").addFilter(_not_told_already)
 
 
 class OrbaxFiles:

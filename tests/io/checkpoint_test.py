@@ -329,3 +329,11 @@ def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(tmp_path):
         checkpoints.save(2, {"params": {"w": jnp.zeros((2048, 2048))}})
         checkpoints.wait()
         assert checkpoints.steps() == [1, 2]
+
+
+def test_what_orbax_has_raised_is_not_logged_once_more_by_asyncio(caplog):
+    log = logging.getLogger("asyncio")
+    log.error("Task exception was never retrieved\nfuture: <Task coro=<f() defined at .../orbax/checkpoint/x.py>>")
+    log.error("Task exception was never retrieved\nfuture: <Task coro=<f() defined at .../mine.py>>")
+    assert [r for r in caplog.records if "orbax" in r.getMessage()] == []
+    assert len(caplog.records) == 1
