@@ -13,10 +13,12 @@ import optax
 
 from jaxsae import kernels
 from jaxsae.kernels.adam.api import works_in_place
+from jaxsae.kernels.adam.reference import TINY
 from jaxsae.optim.adam import Adam
 from jaxsae.typing import Params, PyTree
 
-TINY = 1e-24
+#: Least squared norm that a row is divided by.
+TINY2 = TINY**2
 
 
 def move(
@@ -82,5 +84,5 @@ def _square(w: jax.Array, g: jax.Array, unit: bool) -> jax.Array:
     """Sum of squares of g, or of what is left of it beside the rows of w."""
     if not unit:
         return jnp.sum(g * g)
-    along = jnp.sum(g * w, axis=-1) ** 2 / jnp.maximum(jnp.sum(w * w, axis=-1), TINY)
+    along = jnp.sum(g * w, axis=-1) ** 2 / jnp.maximum(jnp.sum(w * w, axis=-1), TINY2)
     return jnp.sum(jnp.maximum(jnp.sum(g * g, axis=-1) - along, 0.0))

@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from jaxsae.kernels.sparse_adam.reference import moved
+
 #: Least norm that a row is divided by.
 TINY = 1e-12
 
@@ -10,10 +12,7 @@ def adam(W, mu, nu, g, lr, count, factor, b1, b2, eps, unit, turned):
     """See `jaxsae.kernels.adam.api.adam`."""
     if unit:
         g = g - jnp.sum(g * W, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(W * W, -1, keepdims=True), TINY**2) * W
-    g, t = g * factor, count.astype(jnp.float32)
-    mu = b1 * mu + (1 - b1) * g
-    nu = b2 * nu + (1 - b2) * g * g
-    W = W - lr * (mu / (1 - b1**t)) / (jnp.sqrt(nu / (1 - b2**t)) + eps)
+    W, mu, nu = moved(W, mu, nu, g * factor, lr, count, b1, b2, eps)
     if unit:
         W = W / jnp.maximum(jnp.linalg.norm(W, axis=-1, keepdims=True), TINY)
     return W, mu, nu
