@@ -49,9 +49,14 @@ class Group:
         return self.folder / f"{i}.{name}"
 
     def said(self, i: int, name: str = "err") -> str:
-        """What a process wrote, without the lines of jax's collectives."""
-        lines = self.file(i, name).read_text().splitlines()
-        return "\n".join(line for line in lines if "[Gloo]" not in line)
+        """What a process wrote, without the lines of jax's collectives.
+
+        Its threads write those in pieces, so that a count may come after the next thread's line, on a line of its own.
+        """
+        text = self.file(i, name).read_text()
+        gloo = "[Gloo]" in text
+        lines = (line for line in text.splitlines() if "[Gloo]" not in line)
+        return "\n".join(line for line in lines if not (gloo and re.fullmatch(r"\s*\d*\s*", line)))
 
     def until(self, there) -> None:
         """Waits for something that the processes do."""
