@@ -58,10 +58,10 @@ class BenchTrain:
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
         if self.peers or self.only_peers:  # jax would leave them no memory of a GPU
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        platform = jax.default_backend()
-        names, device = self._peers(platform), "cpu" if platform == "cpu" else "cuda"
         if self.keep_memory:
             keep_freed_memory()
+        platform = jax.default_backend()
+        names, device = self._peers(platform), "cpu" if platform == "cpu" else "cuda"
         others = {n: Peer(n, shape, self.peers_python, device) for n in (names if device == "cpu" else ())}
         with ExitStack() as stack:
             for peer in others.values():

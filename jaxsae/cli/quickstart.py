@@ -112,7 +112,6 @@ class Quickstart:
         from jaxsae.train import train
 
         rows = open_cache(str(self.out / "acts")).split("train").rows
-        keep_freed_memory()
         print_table(train(self.train_config(rows)).summary)
 
     def _evaluate(self, host: Any) -> None:

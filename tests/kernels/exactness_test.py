@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from jaxsae import kernels
 from jaxsae.kernels import _dispatch
-from jaxsae.kernels.encode_topk import xla_slabs
 from jaxsae.kernels.encode_topk.api import IMPLEMENTATIONS as ENCODE
 from jaxsae.kernels.sparse_decode import xla as sparse_xla
 from jaxsae.kernels.sparse_decode.api import IMPLEMENTATIONS as DECODE
 from jaxsae.kernels.topk.api import IMPLEMENTATIONS as TOPK
+from jaxsae.kernels.topk.xla import can_group
 
 
 def here(available):
@@ -114,12 +114,10 @@ class TestEncodeTopk:
         for a, e in zip(both_lists(implementation), both_lists("reference"), strict=True):
             np.testing.assert_array_equal(a, e)
 
-    def test_slabs_are_used_at_these_shapes(self):
+    def test_counting_is_used_at_these_shapes(self):
         """Otherwise the cases above would compare the plain way with itself."""
-        assert xla_slabs.width(2048) == 1024
-        assert xla_slabs.width(2304) == 768
-        assert xla_slabs.width(384) == 384
-        assert xla_slabs.width(1300) == 0
+        assert can_group(2048, 4)
+        assert not can_group(1300, 7)
 
 
 def test_sums_by_sorted_entries_equal_a_loop():

@@ -58,13 +58,13 @@ def differentiable(backend: Any) -> Callable:
             total = total + 2 * g_sse[:, None] * e
             known = None if known is None else known - 2 * g_sse[:, None] * p
 
-        def main(values, indices, total, W, *prepared):
+        def main(values, indices, away, W, *prepared):
             if known is not None:
-                return jnp.zeros(()), -backend.row_grads(values, indices, total, len(W))
-            return tuple(-g for g in backend.gradients(values, indices, total, W, *prepared))
+                return jnp.zeros(()), backend.row_grads(values, indices, away, len(W))
+            return backend.gradients(values, indices, away, W, *prepared)
 
         prepare = getattr(backend, "prepare", lambda indices, size: ())
-        args = values, indices, total, W, *prepare(indices, len(W))
+        args = values, indices, -total, W, *prepare(indices, len(W))
         (d_values, dW), d_second = (main(*args), None) if g_rows is None else _with_second(main, args, second, g_rows)
         d_values = d_values if known is None else known
         return d_values.astype(values.dtype), None, dW.astype(W.dtype), total.astype(like_e0.dtype), d_second

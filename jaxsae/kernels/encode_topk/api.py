@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
-from jaxsae.kernels.encode_topk import pallas_gpu, pallas_tpu, reference, xla, xla_slabs
+from jaxsae.kernels.encode_topk import pallas_gpu, pallas_tpu, reference, xla, xla_counting
 from jaxsae.kernels.sharded import encode_topk as sharded
 
 
@@ -32,7 +32,7 @@ _FUSED = Implementation(_with_sparse_vjp(pallas_tpu), ("tpu",), pallas_tpu.refus
 #: In order of preference.  The fused TPU kernel is asked for by name until a device's measured table prefers it.
 IMPLEMENTATIONS: Available = {
     "pallas_gpu": Implementation(_with_sparse_vjp(pallas_gpu), ("gpu",), pallas_gpu.refuse),
-    "xla_slabs": Implementation(_with_sparse_vjp(xla_slabs), platforms=("cpu",)),
+    "xla_counting": Implementation(_with_sparse_vjp(xla_counting), platforms=("cpu",)),
     "xla": _with_sparse_vjp(xla),
     "pallas_tpu": _FUSED,
     "reference": reference.encode_topk,
@@ -69,7 +69,7 @@ def encode_topk(
         k: length of the first list.
         k_aux: length of the second list, 0 for none.
         signed: rank by magnitude.
-        implementation: None (best here), "pallas_tpu", "pallas_gpu", "xla", "xla_slabs" (CPU) or "reference".
+        implementation: None (best here), "pallas_tpu", "pallas_gpu", "xla", "xla_counting" (CPU) or "reference".
 
     Returns:
         values [B, k] (unclipped `pre`, f32), indices [B, k] int32, and the same for the dead latents: [B, k_aux].

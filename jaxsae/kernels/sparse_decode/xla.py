@@ -130,9 +130,24 @@ def _by_rank(values, indices, rows, start):
     return jax.lax.scan(add, start, (values.astype(jnp.float32).T, indices.T))[0]
 
 
+def by_latent(indices: jax.Array, size: int) -> jax.Array:
+    """The stable order of [P] entries by latent, below `size`: [P] int32.
+
+    On a CPU a sort of single integers, latent and place in one, takes a fifth of the time of a sort with two operands.
+
+    Example:
+        >>> by_latent(jnp.array([2, 0, 2, 1]), 3).tolist()
+        [1, 3, 0, 2]
+    """
+    entries = len(indices)
+    if size * entries >= 2**31:
+        return jnp.argsort(indices, stable=True)
+    return jnp.sort(indices * entries + jnp.arange(entries, dtype=indices.dtype)) % entries
+
+
 def _by_latent(values, indices, rows, start):
     """Entries sorted by latent, a chunk at a time: additions to one row of the sum find it in cache."""
-    order = jnp.argsort(indices.reshape(-1), stable=True)
+    order = by_latent(indices.reshape(-1), start[0].shape[0])
     flat = (values.astype(jnp.float32).reshape(-1)[order], indices.reshape(-1)[order], order // indices.shape[1])
 
     def add(carry, entry):

@@ -5,7 +5,7 @@ import jax
 from jaxsae.kernels import _gpu
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.sharded import topk as sharded
-from jaxsae.kernels.topk import reference, segments, xla
+from jaxsae.kernels.topk import reference, segments, xla, xla_counting
 
 
 def _pallas_gpu(x, k):
@@ -19,6 +19,7 @@ def _refuse_gpu(shape, dtype):
 IMPLEMENTATIONS: Available = {
     "pallas_gpu": _gpu.implementation(_pallas_gpu, _refuse_gpu),
     "segments": Implementation(segments.topk, ("tpu",), segments.refuse),
+    "xla_counting": Implementation(xla_counting.topk, platforms=("cpu",)),
     "xla": xla.topk,
     "reference": reference.topk,
 }
@@ -32,7 +33,8 @@ def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[ja
     Args:
         x: [B, S] real.
         k: how many, 1 <= k <= S.
-        implementation: None (best here), "segments" (bf16 on a TPU), "pallas_gpu", "xla" or "reference".
+        implementation: None (best here), "xla_counting" (CPU), "segments" (bf16 on a TPU), "pallas_gpu", "xla"
+            or "reference".
 
     Returns:
         values [B, k] in the dtype of x and indices [B, k] int32.

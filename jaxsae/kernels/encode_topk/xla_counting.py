@@ -1,0 +1,61 @@
+"""Encoder matmul and selection for CPUs: pre-activations are read once for the maxima of groups, then by candidate.
+
+The gradient of W is summed one latent a row and turned over in tiles, because a transposition of the whole matrix, or
+an optimiser that reads it across, costs more than the sparse sums themselves.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.kernels._control import when
+from jaxsae.kernels.encode_topk import xla
+from jaxsae.kernels.topk import xla_counting as counting
+from jaxsae.kernels.topk.xla import GROUP, can_group, group_maxima
+
+#: Latents turned over at once in the gradient of W.
+TILE = 256
+
+
+def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
+    """Values and indices; see the api for shapes."""
+    rows, size = len(x), W.shape[1]
+    if not can_group(size, k):
+        return xla.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+    grouped = lambda a: a.reshape(-1, size // GROUP, GROUP)  # noqa: E731
+    scored = lambda v, s: (jnp.abs(v) if signed else v) * s  # noqa: E731
+    product = jnp.dot(x - b_pre[None].astype(x.dtype), W, preferred_element_type=jnp.float32)
+    pre = grouped(product) + grouped(b)
+    best = counting.best_groups(group_maxima(scored(pre, grouped(scale))), k)
+    candidates = jnp.take_along_axis(grouped(product), best[:, :, None], axis=1) + grouped(b)[0][best]  # [B, k, GROUP]
+    ranked = scored(candidates, grouped(scale)[0][best]).reshape(rows, k * GROUP)
+    at, index = counting.within_groups(ranked, best, k)
+    values = jnp.take_along_axis(candidates.reshape(rows, k * GROUP), at, axis=1)
+    if not k_aux:
+        return values, index, jnp.zeros((rows, 0), jnp.float32), jnp.zeros((rows, 0), jnp.int32)
+
+    def among_dead(product, b, scale, dead):
+        pre = product + b[None]
+        return xla.best_dead(pre, scored(pre, scale[None]), dead, k_aux)
+
+    return values, index, *when(jnp.any(dead), among_dead, (product, b, scale, dead))
+
+
+def backward(k, k_aux, signed, residuals, cotangents):
+    """Gradients of x, W, b and b_pre, as `xla.backward`."""
+    return xla.backward(k, k_aux, signed, residuals, cotangents, partial(xla.by_rank, turn=turned))
+
+
+def turned(a: jax.Array) -> jax.Array:
+    """The transpose [D, S] of [S, D], tile by tile."""
+    size, depth = a.shape
+    n = next((n for n in range(TILE, 0, -128) if size % n == 0), 0)
+    if not n:
+        return a.T
+
+    def tile(i, out):
+        part = jax.lax.dynamic_slice(a, (i * n, 0), (n, depth))
+        return jax.lax.dynamic_update_slice(out, part.T, (0, i * n))
+
+    return jax.lax.fori_loop(0, size // n, tile, jnp.zeros((depth, size), a.dtype))

@@ -1,0 +1,108 @@
+"""Exact top-k for CPUs by counting: vector instructions where `lax.top_k` walks a heap, row by row, on one core.
+
+The k-th best maximum of the groups bounds the k-th best entry from below, and few entries reach it.  Those are named
+by the set bits of a mask, 32 columns a word, and only they are ranked.  Rows where ties or a skewed order let too many
+through get the k-th best entry itself for a bound, and what is left after that is ranked whole.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsae.kernels._control import either
+from jaxsae.kernels._ordered import from_order, repair, total_order
+from jaxsae.kernels.topk import reference, xla
+from jaxsae.kernels.topk_mask.xla import LOWEST, largest_with
+
+#: Columns of a mask word.
+WORD = 32
+#: Rows that are ranked whole at once where counting could not tell them apart.
+REPAIRED_AT_ONCE = 64
+
+
+def topk(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """See `jaxsae.kernels.topk.api.topk`."""
+    rows, size = x.shape
+    if not jnp.issubdtype(x.dtype, jnp.floating) or not xla.can_group(size, k):
+        return xla.topk(x, k)
+    grouped = x.reshape(rows, size // xla.GROUP, xla.GROUP)
+    best = best_groups(xla.group_maxima(grouped), k)
+    candidates = jnp.take_along_axis(grouped, best[:, :, None], axis=1).reshape(rows, k * xla.GROUP)
+    at, index = within_groups(candidates, best, k)
+    return jnp.take_along_axis(candidates, at, axis=1), index
+
+
+def best_groups(maxima: jax.Array, k: int) -> jax.Array:
+    """As `xla.best_groups`: the k groups with the best of the maxima [B, G], in index order."""
+    keys = total_order(maxima)
+    reached = keys >= kth_largest(keys, k)[:, None]
+    best, count = first_columns(reached, k)
+    return repair((best,), count == k, REPAIRED_AT_ONCE, lambda rows: (xla.best_groups(maxima[rows], k),))[0]
+
+
+def within_groups(candidates: jax.Array, best: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """As `xla.within_groups`: places of the k best among the candidates [B, k * group], and what they stand for."""
+    keys, group = total_order(candidates), candidates.shape[1] // best.shape[1]
+    most = 2 * k
+    bound = keys.reshape(len(keys), -1, group).max(-1).min(-1)  # k groups have a maximum at least as large
+    reached = lambda bound: keys >= bound[:, None]  # noqa: E731
+    too_many = jnp.any(jnp.sum(reached(bound), axis=1) > most)
+    bound = either(too_many, lambda keys, _: kth_largest(keys, k), lambda _, bound: bound, (keys, bound))
+    few, count = first_columns(reached(bound), most)
+    there = jnp.arange(most)[None] < count[:, None]
+    last = jnp.where(there, jnp.take_along_axis(keys, few, axis=1), LOWEST)  # and the few are in index order
+    order = reference.topk(from_order(last), k)[1]  # XLA has a top-k of floats on CPUs; one of integers is a sort
+    at = jnp.take_along_axis(few, order, axis=1)
+    exactly = lambda rows: (reference.topk(candidates[rows], k)[1],)  # noqa: E731
+    (at,) = repair((at,), count <= most, REPAIRED_AT_ONCE, exactly)
+    return at, jnp.take_along_axis(best, at // group, axis=1) * group + at % group
+
+
+def kth_largest(keys: jax.Array, k: int) -> jax.Array:
+    """The k-th largest of each row of integers [B, N]: [B], by bisection.
+
+    Example:
+        >>> kth_largest(jnp.array([[5, -7, 5, 2]]), 3).tolist()
+        [2]
+    """
+    rows = len(keys)
+    counted = lambda t: jnp.sum(keys >= t[:, None], axis=1)  # noqa: E731
+    return largest_with(counted, jnp.full(rows, k, jnp.int32), jnp.full(rows, LOWEST, jnp.int32), 32)
+
+
+def first_columns(mask: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+    """Columns of the first n true entries of each row, in order, and how many are true: [B, n], [B] int32.
+
+    Where fewer than n are true the rest of the columns mean nothing, but are valid.
+
+    Example:
+        >>> first_columns(jnp.array([[False, True, False, True, True]]), 2)[0].tolist()
+        [[1, 3]]
+    """
+    rows, size = mask.shape
+    bits = jnp.pad(mask, ((0, 0), (0, -size % WORD))).reshape(rows, -1, WORD).astype(jnp.uint32)
+    places = jnp.arange(WORD, dtype=jnp.uint32)[None, None]
+    words = jnp.sum(bits << places, axis=-1, dtype=jnp.uint32)
+    ones = jax.lax.population_count(words).astype(jnp.int32)
+    until = jnp.cumsum(ones, axis=1)
+    nth = jnp.arange(n, dtype=jnp.int32)[None]
+    word = jnp.sum(until[:, None, :] <= nth[:, :, None], axis=-1, dtype=jnp.int32)
+    word = jnp.minimum(word, words.shape[1] - 1)
+    pick = lambda a: jnp.take_along_axis(a, word, axis=1)  # noqa: E731
+    column = word * WORD + nth_bit(pick(words), nth - pick(until - ones))
+    return jnp.minimum(column, size - 1), until[:, -1]
+
+
+def nth_bit(word: jax.Array, n: jax.Array) -> jax.Array:
+    """Place of the n-th set bit (from 0) of each uint32: halves, quarters ... are passed over by their counts.
+
+    Example:
+        >>> int(nth_bit(jnp.uint32(0b101100), jnp.int32(1)))
+        3
+    """
+    place = jnp.zeros_like(n)
+    for half in (16, 8, 4, 2, 1):
+        low = jax.lax.population_count(word & jnp.uint32((1 << half) - 1)).astype(jnp.int32)
+        above = n >= low
+        place = place + jnp.where(above, half, 0)
+        n, word = jnp.where(above, n - low, n), jnp.where(above, word >> half, word)
+    return place

@@ -1,0 +1,59 @@
+"""Top-k by counting: the steps between, and the rows for which the first bound is not enough."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxsae.kernels.topk import xla_counting as counting
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.sampled_from([1, 31, 32, 33, 200, 256]),
+    n=st.integers(1, 40),
+    share=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_first_columns_are_those_that_numpy_finds(size, n, share, seed):
+    mask = np.random.default_rng(seed).random((4, size)) < share
+    columns, count = counting.first_columns(jnp.asarray(mask), n)
+    np.testing.assert_array_equal(count, mask.sum(1))
+    for row, found in zip(mask, np.asarray(columns), strict=True):
+        expected = np.nonzero(row)[0][:n]
+        np.testing.assert_array_equal(found[: len(expected)], expected)
+        assert np.all((found >= 0) & (found < size))
+
+
+def test_kth_largest_with_ties_and_extremes():
+    keys = np.random.default_rng(0).integers(-5, 6, (6, 50)).astype(np.int32)
+    keys[0, :3], keys[1, :3] = np.iinfo(np.int32).max, np.iinfo(np.int32).min
+    for k in (1, 7, 50):
+        np.testing.assert_array_equal(counting.kth_largest(jnp.asarray(keys), k), np.sort(keys, axis=1)[:, -k])
+
+
+ROWS = {
+    "the best in two groups": lambda r: np.where(np.arange(2048) < 64, 100.0, 0.0) + r.standard_normal(2048),
+    "the best in two groups, and tied": lambda r: np.where(np.arange(2048) < 64, 100.0, 0.0),
+    "one of many equal maxima": lambda r: np.where(np.arange(2048) % 32 == 7, 5.0, r.standard_normal(2048)),
+    "ordinary": lambda r: r.standard_normal(2048),
+}
+
+
+@pytest.mark.parametrize("rows", [[n] * 3 for n in ROWS] + [list(ROWS) * 20], ids=[*ROWS, "mixed"])
+def test_rows_the_first_bound_cannot_tell_apart(rows):
+    """Up to 60 of a batch of 80 rows fail at some step: each step repairs its own."""
+    rng = np.random.default_rng(0)
+    x = np.stack([ROWS[name](rng) for name in rows]).astype(np.float32)
+    values, index = jax.jit(counting.topk, static_argnums=1)(jnp.asarray(x), 16)
+    order = np.argsort(-x, axis=1, kind="stable")[:, :16]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
+
+
+def test_runs_of_a_sweep_agree_with_single_runs():
+    x = jnp.asarray(np.round(np.random.default_rng(0).standard_normal((3, 5, 2048)) * 2), jnp.float32)
+    for a, b in zip(jax.vmap(lambda x: counting.topk(x, 8))(x), jax.lax.top_k(x, 8), strict=True):
+        np.testing.assert_array_equal(a, b)
