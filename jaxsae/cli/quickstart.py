@@ -55,6 +55,7 @@ class Quickstart:
     def run(self) -> dict[str, Any]:
         """Does the four stages and returns what report.json holds."""
         self._check()
+        keep_freed_memory()
         seconds = Stages(self.out / "stages.json")
         host = seconds.of("host", lambda: self.harvest_config.load_host())
         seconds.of("harvest", lambda: self._harvest(host))

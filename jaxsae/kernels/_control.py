@@ -98,3 +98,32 @@ def either(live: jax.Array, yes: Callable, no: Callable, args: Any) -> Any:
         return out, jax.tree.map(lambda _: True, out)
 
     return pick(live, args)
+
+
+def either_in_place(live: jax.Array, yes: Callable, no: Callable, state: Any, old: Any) -> tuple[Any, Any, Any]:
+    """`yes(state, old)` where `live`, else `no(state, old)`, in the memory of the state where it is donated.
+
+    A compiler copies what goes through a branch into memory of its own, and with a large state that costs more than
+    many a branch saves.  What goes through a loop it updates in place, so this is two loops of one turn at most.
+
+    Args:
+        live: [] bool.
+        yes, no: functions of (state, old) -> (state, more, new).
+        state: arrays.
+        old: arrays like `new`.
+
+    Example:
+        >>> add = lambda n: lambda state, old: (state + n, (), old)
+        >>> state, _, old = either_in_place(jnp.array(True), add(1), add(5), jnp.array(2), jnp.array(0))
+        >>> int(state), int(old)
+        (3, 0)
+    """
+    more = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(yes, state, old)[1])
+    carry = state, more, old
+    for goes, move in ((live, yes), (~live, no)):
+
+        def turn(carry: Any, move: Callable = move) -> Any:
+            return jnp.bool_(False), move(carry[1][0], carry[1][2])
+
+        carry = jax.lax.while_loop(lambda carry: carry[0], turn, (goes, carry))[1]
+    return carry

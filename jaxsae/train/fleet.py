@@ -8,20 +8,24 @@ checkpoints and anybody's own loop take one where they take a recipe.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxsae import parallel
 from jaxsae.config import register
 from jaxsae.errors import ConfigError, closest
+from jaxsae.kernels._control import either_in_place
 from jaxsae.recipes import Recipe, State, letters
 from jaxsae.typing import Batch, Params, PyTree
+
+#: Least global norm of a gradient that may be too large for the squares of a step; sound ones lie far below.
+SOUND_NORM = 1e15
 
 #: Where a fleet keeps, beside the trackers of its recipe, which of its runs go on.
 HEALTH = "fleet"
@@ -136,16 +140,9 @@ class Fleet:
     def step(self, states: State, batch: Batch, frozen: PyTree = ()) -> tuple[State, Params]:
         """One step of every run that goes on: (states, metrics [N] by name and "alive" [N] bool)."""
         health, old = states.track[HEALTH], _without_health(states)
-
-        def one(batch: Batch, frozen: PyTree, state: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
-            new, metrics = self.recipe.step(state, batch, frozen)
-            # A gradient that is no number, or too large for one, would spoil parameters that are still sound.
-            alive = alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            pair = _stepless(new), _stepless(state)  # the step is shared: it must not be batched
-            kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), *pair)
-            return replace(kept, step=new.step), metrics, alive
-
-        new, metrics, alive = self._each(one, old, health["alive"], batch, frozen)
+        own, shared = P("run"), P()
+        each = _by_run(self._step_each, (_specs(), own, shared, shared), (_specs(), own, own))
+        new, metrics, alive = each(old, health["alive"], batch, frozen)
         stopped = jnp.where(health["alive"] & ~alive, states.step, health["stopped"])
         health = {"alive": alive, "stopped": stopped}
         return replace(new, track={**new.track, HEALTH: health}), {**metrics, "alive": alive}
@@ -153,11 +150,11 @@ class Fleet:
     def evaluate(self, states: State, batch: Batch, frozen: PyTree = ()) -> Params:
         """Metrics [N] of a batch under the inference rules, and "alive" [N]."""
 
-        def one(batch: Batch, frozen: PyTree, state: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
-            return state, self.recipe.evaluate(state, batch, frozen), alive
+        def each(states: State, batch: Batch, frozen: PyTree) -> Params:
+            return self._see(lambda state: self.recipe.evaluate(state, batch, frozen), states)
 
-        alive = states.track[HEALTH]["alive"]
-        return {**self._each(one, _without_health(states), alive, batch, frozen)[1], "alive": alive}
+        metrics = _by_run(each, (_specs(), P(), P()), P("run"))(_without_health(states), batch, frozen)
+        return {**metrics, "alive": states.track[HEALTH]["alive"]}
 
     def placements(self, states: State, mesh: Mesh, zero: bool = False) -> State:
         """The sharding of every leaf on a mesh: members on `run`, the rest as `jaxsae.recipes.placements`.
@@ -176,33 +173,62 @@ class Fleet:
         health = {name: parallel.sharding(mesh, "N") for name in states.track[HEALTH]}
         return replace(placed, step=parallel.sharding(mesh, ""), track={**placed.track, HEALTH: health})
 
-    def _each(
-        self, one: Callable, states: State, alive: jax.Array, batch: Batch, frozen: PyTree
+    # ------------------------------------------------------------------------------------------ all runs, or in turn
+    def _step_each(
+        self, states: State, alive: jax.Array, batch: Batch, frozen: PyTree
     ) -> tuple[State, Params, jax.Array]:
-        """Applies `one` to every run, where it lies; every device reads the same batch."""
+        """A step of the runs that lie here: (states, metrics, alive).
 
-        def here(states: State, alive: jax.Array, batch: Batch, frozen: PyTree) -> tuple[State, Params, jax.Array]:
-            return self._together(partial(one, batch, frozen), states, alive)
-
-        own, shared = P("run"), P()
-        spread = _by_run(here, (_specs(), own, shared, shared), (_specs(), own, own))
-        return spread(states, alive, batch, frozen)
-
-    def _together(self, one: Callable, states: State, alive: jax.Array) -> tuple[State, Params, jax.Array]:
-        """The step count is shared, so that cadences stay real branches.
-
-        Where one run is itself spread over devices, they take the runs one after another.
+        Where runs take turns, only their gradients do: then all move at once and in place, since a loop over states
+        would write each of them twice.  Where one run is itself spread over devices, it moves in its turn.  The step
+        count is shared, so that cadences stay real branches.
         """
+
+        def see(state: State) -> tuple[tuple[Params, tuple], jax.Array]:
+            found = self.recipe.grads(state, batch, frozen)
+            return found, optax.global_norm(found[0])
+
+        if self._in_turn() and parallel.sizes():
+
+            def turn(_: Any, xs: tuple[State, jax.Array]) -> tuple[Any, Any]:
+                state = replace(xs[0], step=states.step)
+                state, metrics, alive = self._move_sound(state, xs[1], see(state)[0])
+                return state.step, (_stepless(state), metrics, alive)
+
+            step, (new, metrics, alive) = jax.lax.scan(turn, states.step, (_stepless(states), alive))
+            return replace(new, step=step), metrics, alive
+
         axes = self.recipe.over_runs()
-        if (self.together or _best()) == "vmap" and not parallel.sizes():
-            return jax.vmap(one, in_axes=(axes, 0), out_axes=(axes, 0, 0))(states, alive)
+        found, norm = self._see(see, states)
+        every = lambda move: jax.vmap(move, in_axes=(axes, 0, 0), out_axes=(axes, 0, 0))  # noqa: E731
+        if not self._in_turn():
+            return every(self._move_sound)(states, alive, found)
+        sound = alive & jnp.isfinite(found[1][2]["loss"]) & (norm < SOUND_NORM)
+        moves = lambda move: lambda states, alive: every(move)(states, alive, found)  # noqa: E731
+        return either_in_place(jnp.all(sound), moves(self._move), moves(self._move_sound), states, alive)
 
-        def turn(_: Any, xs: tuple[State, jax.Array]) -> tuple[Any, Any]:
-            state, metrics, alive = one(replace(xs[0], step=states.step), xs[1])
-            return state.step, (_stepless(state), metrics, alive)
+    def _see(self, see: Callable, states: State) -> Any:
+        """`see` of every run that lies here."""
+        if not self._in_turn():
+            return jax.vmap(see, in_axes=(self.recipe.over_runs(),))(states)
+        return jax.lax.map(lambda state: see(replace(state, step=states.step)), _stepless(states))
 
-        step, (new, metrics, alive) = jax.lax.scan(turn, states.step, (_stepless(states), alive))
-        return replace(new, step=step), metrics, alive
+    def _move(self, state: State, alive: jax.Array, found: tuple[Params, tuple]) -> tuple[State, Params, jax.Array]:
+        """One run moved by its gradients, and whether it goes on."""
+        new, metrics = self.recipe.apply(state, *found)
+        # A gradient that is no number, or too large for one, would spoil parameters that are still sound.
+        return new, metrics, alive & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+
+    def _move_sound(
+        self, state: State, alive: jax.Array, found: tuple[Params, tuple]
+    ) -> tuple[State, Params, jax.Array]:
+        """As `_move`, but a run that does not go on stays where it was; only its step, which is shared, counts."""
+        new, metrics, alive = self._move(state, alive, found)
+        kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), _stepless(new), _stepless(state))
+        return replace(kept, step=new.step), metrics, alive
+
+    def _in_turn(self) -> bool:
+        return (self.together or _best()) == "scan" or bool(parallel.sizes())
 
     # ------------------------------------------------------------------------------------------------ single runs
     def member(self, states: State, index: int) -> State:

@@ -25,5 +25,5 @@ def keep_freed_memory() -> bool:
     with contextlib.suppress(OSError, AttributeError):  # no C library by that name, or not glibc
         libc = ctypes.CDLL("libc.so.6")
         settings = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, ARENA_MAX: 1}
-        return all([libc.mallopt(name, value) for name, value in settings.items()])
+        return all(libc.mallopt(name, value) for name, value in settings.items())
     return False
