@@ -16,9 +16,9 @@ def implementation(run: Callable) -> Implementation:
     return Implementation(run, platforms=("tpu",), refuse=lambda shape, dtype: objection(dtype))
 
 
-def module(op: str) -> ModuleType:
+def module(op: str, name: str = "pallas_tpu") -> ModuleType:
     """The kernels of an op."""
-    return importlib.import_module(f"jaxsae.kernels.{op}.pallas_tpu")
+    return importlib.import_module(f"jaxsae.kernels.{op}.{name}")
 
 
 def run(f: Callable, *args: Any) -> Any:

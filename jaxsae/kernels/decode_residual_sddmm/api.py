@@ -10,13 +10,14 @@ from jax.custom_derivatives import SymbolicZero
 from jaxsae.errors import ConfigError
 from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._control import either, when
-from jaxsae.kernels._dispatch import Available, choose
+from jaxsae.kernels._dispatch import Available, Implementation, choose
 from jaxsae.kernels.decode_residual_sddmm import reference, xla
 from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sharded.axes import split_of
 from jaxsae.kernels.sparse_decode import xla as decode_xla
 from jaxsae.kernels.sparse_decode.api import PallasGpu as _PallasGpuDecode
 from jaxsae.kernels.sparse_decode.api import PallasTpu as _PallasTpuDecode
+from jaxsae.kernels.sparse_decode.api import SparseCore as _SparseCoreDecode
 from jaxsae.kernels.sparse_decode.api import sparse_decode
 
 Second = tuple[jax.Array, jax.Array, jax.Array]
@@ -127,10 +128,25 @@ class PallasGpu:
         return cls.residual(values, indices, W, e0), None
 
 
+class SparseCore:
+    """The parts of the op with the rows of the forward pass summed on SparseCores."""
+
+    gradients = _SparseCoreDecode.gradients
+
+    @staticmethod
+    def residual(values, indices, W, e0):
+        return e0.astype(jnp.float32) - _SparseCoreDecode.forward(values, indices, W)
+
+    @classmethod
+    def residual_and_dots(cls, values, indices, W, e0):
+        return cls.residual(values, indices, W, e0), None
+
+
 IMPLEMENTATIONS: Available = {
     "pallas_gpu": _gpu.implementation(differentiable(PallasGpu)),
     "xla": differentiable(xla),
     "pallas_tpu": _tpu.implementation(differentiable(PallasTpu)),
+    "sparsecore": Implementation(differentiable(SparseCore), ("tpu",), _SparseCoreDecode.refuse),
     "reference": reference.decode_residual_sddmm,
 }
 
@@ -158,7 +174,8 @@ def decode_residual_sddmm(
         e0: [B, E] what is to be reconstructed.
         second: values [B, L], indices [B, L] and a bool [] `live`: another list to decode with the same W, such as that
             of dead latents.  With `live` False its values must be 0; then it costs nothing, forward or backward.
-        implementation: None (best here), "xla", "pallas_tpu", "pallas_gpu" or "reference".
+        implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" or
+            "reference".
 
     Returns:
         sse [B] f32 (sum over E) and e [B, E] f32; with `second` also its decoded rows [B, E] f32.

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.kernels import _gpu, _tpu
+from jaxsae.kernels._chip import objection
 from jaxsae.kernels._control import when
-from jaxsae.kernels._dispatch import Available, choose
+from jaxsae.kernels._dispatch import Available, Implementation, choose
 from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sparse_decode import reference, xla
 
@@ -62,6 +63,23 @@ class PallasTpu:
         return cls.dots(g, indices, W), cls.outer_sum(values, indices, g, len(W))[0]
 
 
+class SparseCore:
+    """The forward pass on the SparseCores of a TPU, the rest as in `xla`."""
+
+    gradients = xla.gradients
+
+    @staticmethod
+    def forward(values, indices, W):
+        return _tpu.run(_tpu.module("sparse_decode", "sparsecore").decode, values, indices, W)
+
+    @staticmethod
+    def refuse(shape, dtype):
+        if why := objection(dtype):
+            return why
+        kernel = _tpu.module("sparse_decode", "sparsecore")
+        return kernel.refuse(shape["E"], dtype, kernel.cores_here())
+
+
 class PallasGpu:
     """The parts of the op on a GPU; a long list is multiplied densely, as in `xla`."""
 
@@ -102,6 +120,7 @@ IMPLEMENTATIONS: Available = {
     "pallas_gpu": _gpu.implementation(_op(PallasGpu)),
     "xla": _op(xla),
     "pallas_tpu": _tpu.implementation(_op(PallasTpu)),
+    "sparsecore": Implementation(_op(SparseCore), ("tpu",), SparseCore.refuse),
     "reference": _reference,
 }
 
@@ -121,7 +140,8 @@ def sparse_decode(
         indices: [B, K] int32, every one in 0..S-1; repeated indices add.
         W: [S, E] dictionary, f32 or bf16.
         live: [] bool; when False the codes count as absent: the result and every gradient are 0, at no cost.
-        implementation: None (best here), "xla", "pallas_tpu", "pallas_gpu" or "reference".
+        implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" or
+            "reference".
 
     Returns:
         [B, E] f32.
