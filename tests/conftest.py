@@ -45,6 +45,24 @@ except RuntimeError as e:  # pragma: no cover - only if something imported jax a
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+#: Bytes a test process may hold before its compiled programs are dropped: a run of the suite takes several processes.
+MOST_RESIDENT = 2 * 2**30
+
+
+def _resident() -> int:
+    """Bytes of memory in use; 0 where the system does not tell it in this way."""
+    statm = pathlib.Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_programs():
+    """Programs compiled for one file of tests are of little use to the next; all of a run's took 8 GB a process."""
+    yield
+    if _resident() > MOST_RESIDENT:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -22,7 +22,8 @@ REPAIRED_AT_ONCE = 64
 def topk(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """See `jaxsae.kernels.topk.api.topk`."""
     rows, size = x.shape
-    if not jnp.issubdtype(x.dtype, jnp.floating) or not xla.can_group(size, k):
+    fits_keys = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize <= 4
+    if not fits_keys or not xla.can_group(size, k):
         return xla.topk(x, k)
     grouped = x.reshape(rows, size // xla.GROUP, xla.GROUP)
     best = best_groups(xla.group_maxima(grouped), k)
@@ -48,9 +49,10 @@ def within_groups(candidates: jax.Array, best: jax.Array, k: int) -> tuple[jax.A
     too_many = jnp.any(jnp.sum(reached(bound), axis=1) > most)
     bound = either(too_many, lambda keys, _: kth_largest(keys, k), lambda _, bound: bound, (keys, bound))
     few, count = first_columns(reached(bound), most)
+    # The few are in index order, so ties among them end as ties among all; what is absent ranks last.
     there = jnp.arange(most)[None] < count[:, None]
-    last = jnp.where(there, jnp.take_along_axis(keys, few, axis=1), LOWEST)  # and the few are in index order
-    order = reference.topk(from_order(last), k)[1]  # XLA has a top-k of floats on CPUs; one of integers is a sort
+    left = jnp.where(there, jnp.take_along_axis(keys, few, axis=1), LOWEST)
+    order = reference.topk(from_order(left), k)[1]  # of floats: a top-k of integers is a whole sort on CPUs
     at = jnp.take_along_axis(few, order, axis=1)
     exactly = lambda rows: (reference.topk(candidates[rows], k)[1],)  # noqa: E731
     (at,) = repair((at,), count <= most, REPAIRED_AT_ONCE, exactly)
