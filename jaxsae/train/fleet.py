@@ -59,9 +59,9 @@ class Fleet:
     Args:
         recipe: the method; its k, if swept, is the largest one.
         members: the runs.
-        together: "vmap" makes one batched program of all runs, which is what accelerators like; "scan" runs the
-            members one after another inside one program, which is what few cores like; None picks by platform.  Where
-            a mesh has devices along `data` or `latent` it is "scan" in any case.
+        together: "vmap" makes one batched program of all runs, which is what accelerators like; "scan" takes the
+            gradients of one member after another inside one program, which is what few cores like; None picks by
+            platform.  Where a mesh has devices along `data` or `latent` it is "scan" in any case.
 
     Example:
         >>> from jaxsae.recipes import topk
