@@ -14,7 +14,7 @@ from jaxsae.kernels._dispatch import Available, Implementation, choose
 from jaxsae.kernels.decode_residual_sddmm import reference, xla
 from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sharded.axes import split_of
-from jaxsae.kernels.sparse_decode import xla as decode_xla
+from jaxsae.kernels.sparse_decode import few
 from jaxsae.kernels.sparse_decode.api import PallasGpu as _PallasGpuDecode
 from jaxsae.kernels.sparse_decode.api import PallasTpu as _PallasTpuDecode
 from jaxsae.kernels.sparse_decode.api import SparseCore as _SparseCoreDecode
@@ -76,7 +76,7 @@ def differentiable(backend: Any) -> Callable:
 
 def _second_rows(second: Second | None, W: jax.Array) -> jax.Array | None:
     """The decoded second list, zeros where it is not live."""
-    return None if second is None else when(second[2], decode_xla.forward, (*second[:2], W))
+    return None if second is None else when(second[2], few.forward, (*second[:2], W))
 
 
 def _with_second(main: Callable, args: tuple, second: Second, g_rows: jax.Array) -> tuple[tuple, tuple]:
@@ -86,8 +86,8 @@ def _with_second(main: Callable, args: tuple, second: Second, g_rows: jax.Array)
     def both(second_values, second_indices, g_rows, *args):
         d_values, dW = main(*args)
         start = dW, jnp.zeros(len(dW))
-        dW = decode_xla.outer_sum(second_values, second_indices, g_rows, len(dW), start)[0]
-        return d_values, dW, decode_xla.dots(g_rows, second_indices, args[3])
+        dW = few.outer_sum(second_values, second_indices, g_rows, len(dW), start)[0]
+        return d_values, dW, few.dots(g_rows, second_indices, args[3])
 
     def only_main(second_values, second_indices, g_rows, *args):
         return *main(*args), jnp.zeros(second_values.shape)

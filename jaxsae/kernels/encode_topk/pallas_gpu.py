@@ -10,7 +10,7 @@ from jaxsae.kernels import _gpu
 from jaxsae.kernels._control import either, when
 from jaxsae.kernels._ordered import total_order
 from jaxsae.kernels.encode_topk import xla
-from jaxsae.kernels.sparse_decode import xla as sparse
+from jaxsae.kernels.sparse_decode import few
 
 
 def refuse(shape, dtype: str) -> str | None:
@@ -44,7 +44,7 @@ def by_latent(g, index, second, some, xc, size):
         return sums.sparse_grad(g, index, xc, size, order, first, count)
 
     def both(g, index, xc, order, first, count, g_aux, aux):
-        return sparse.outer_sum(g_aux, aux, xc, size, main(g, index, xc, order, first, count))
+        return few.outer_sum(g_aux, aux, xc, size, main(g, index, xc, order, first, count))
 
     args = g, index, xc, *sums.segments(index, size)  # outside of the branches, where the decoder's sort is the same
     dW, db = main(*args) if second is None else either(some, both, main, (*args, *second))

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from jaxsae.kernels._control import either, when
+from jaxsae.kernels.sparse_decode import few
 from jaxsae.kernels.sparse_decode import xla as sparse
 from jaxsae.kernels.topk import xla as topk_xla
 
@@ -63,7 +64,7 @@ def backward(k, k_aux, signed, residuals, cotangents, weight_grad=None):
     dW, db = (weight_grad or by_rank)(g_main, index, second, some, xc, W.shape[1])
     dx = sparse.forward(g_main, index, W.T)  # dropped by the compiler when x is data
     if second is not None:
-        dx = dx + when(some, lambda g, i, w: sparse.forward(g, i, w.T), (*second, W))
+        dx = dx + when(some, lambda g, i, w: few.forward(g, i, w.T), (*second, W))
     db_pre = -jnp.dot(W.astype(jnp.float32), db)
     return dx.astype(x.dtype), dW.astype(W.dtype), db, db_pre.astype(b_pre.dtype), None, None
 
@@ -84,6 +85,6 @@ def by_rank(g, index, second, some, xc, size, turn=jnp.transpose):
     """
     start = None
     if second is not None:
-        start = when(some, lambda g, i, xc: sparse.outer_sum(g, i, xc, size), (*second, xc))
+        start = when(some, lambda g, i, xc: few.outer_sum(g, i, xc, size), (*second, xc))
     dW, db = sparse.outer_sum(g, index, xc, size, start)
     return turn(dW), db

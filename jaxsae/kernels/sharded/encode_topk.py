@@ -72,7 +72,7 @@ def _bwd(run, split: Split, k, k_aux: int, signed, residuals, cotangents):
         dx = main.decode(W.T)  # dropped by the compiler when x is data
         if k_aux:
             mine, place = owned(aux, first, size)
-            second = Owned(jnp.where(mine & dead[place], g_aux, 0.0), aux, first, size, split.latent)
+            second = Owned(jnp.where(mine & dead[place], g_aux, 0.0), aux, first, size, split.latent, dead=True)
             add = lambda dW, db, xc: second.outer_sum(xc, W.dtype, (dW, db))  # noqa: E731
             dW, db = unless(~jnp.any(dead), (dW, db), add, (dW, db, xc))
             dx = dx + when(jnp.any(dead), lambda W: second.decode(W.T), (W,))

@@ -25,9 +25,9 @@ def _decode(split, values, indices, W, live):
     return _forward(split, values, indices, W, live)
 
 
-def _forward(split: Split, values, indices, W, live):
+def _forward(split: Split, values, indices, W, live, dead=False):
     def local(values, indices, W):
-        own = Owned(values, indices, split.first(len(W)), len(W), split.latent)
+        own = Owned(values, indices, split.first(len(W)), len(W), split.latent, dead=dead)
         return split.sum_latents(own.decode(W))
 
     placed = parallel.shard(local, split.specs("BK", "BK", "SE"), split.spec("BE"))
@@ -70,7 +70,7 @@ def decode_both(values, indices, W, second):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _both(split, values, indices, W, second):
-    return _forward(split, values, indices, W, None), _forward(split, second[0], second[1], W, second[2])
+    return _forward(split, values, indices, W, None), _forward(split, second[0], second[1], W, second[2], dead=True)
 
 
 def _both_bwd(split: Split, residuals, cotangents):
@@ -79,7 +79,7 @@ def _both_bwd(split: Split, residuals, cotangents):
     def local(values, indices, W, g, second_values, second_indices, g_second):
         first, size = split.first(len(W)), len(W)
         own = Owned(values, indices, first, size, split.latent)
-        other = Owned(second_values, second_indices, first, size, split.latent)
+        other = Owned(second_values, second_indices, first, size, split.latent, dead=True)
         dW = split.sum_rows(other.outer_sum(g_second, W.dtype, own.outer_sum(g, W.dtype))[0])
         dots = split.sum_latents(after(own.dots(g, W), dW))
         return dots, dW, split.sum_latents(after(other.dots(g_second, W), dots))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.kernels.sharded.axes import owned
+from jaxsae.kernels.sparse_decode import few as few_latents
 from jaxsae.kernels.sparse_decode import xla as sparse
 
 #: Pairs pay when a device owns at most one entry per this many of its latents.
@@ -33,9 +34,22 @@ def chunk_of(entries: int, shards: int, width: int) -> int:
 
 
 class Owned:
-    """The entries of (values [b, K], global indices [b, K]) that a device with latents first..first+size-1 owns."""
+    """The entries of (values [b, K], global indices [b, K]) that a device with latents first..first+size-1 owns.
 
-    def __init__(self, values: jax.Array, index: jax.Array, first: Any, size: int, shards: int, chunk: int = 0):
+    `dead`: the lists are AuxK's and as a rule name few latents.
+    """
+
+    def __init__(
+        self,
+        values: jax.Array,
+        index: jax.Array,
+        first: Any,
+        size: int,
+        shards: int,
+        chunk: int = 0,
+        dead: bool = False,
+    ):
+        self.sums: Any = few_latents if dead else sparse
         self.mine, self.local = owned(index, first, size)
         self.values = jnp.where(self.mine, values, 0.0)
         self.size, self.shards, self.chunk = size, shards, chunk
@@ -45,7 +59,7 @@ class Owned:
     def decode(self, W: jax.Array) -> jax.Array:
         """sum_j values[b, j] W[indices[b, j]] over own entries: [b, E] f32."""
         if not self.paired:
-            return sparse.forward(self.values, self.local, W)
+            return self.sums.forward(self.values, self.local, W)
 
         def add(y: jax.Array, at: jax.Array) -> jax.Array:
             row, place, value = self._entry(at)
@@ -57,7 +71,7 @@ class Owned:
     def dots(self, g: jax.Array, W: jax.Array) -> jax.Array:
         """g[b] . W[indices[b, j]] of own entries, 0 elsewhere: [b, K] f32."""
         if not self.paired:
-            return jnp.where(self.mine, sparse.dots(g, self.local, W), 0.0)
+            return jnp.where(self.mine, self.sums.dots(g, self.local, W), 0.0)
 
         def put(out: jax.Array, at: jax.Array) -> jax.Array:
             row, place, _ = self._entry(at)
@@ -77,7 +91,7 @@ class Owned:
         if start is None:
             start = jnp.zeros((self.size, width), dtype), jnp.zeros(self.size, jnp.float32)
         if not self.paired and sparse.is_long(self.local.shape[1], self.size):  # rounded once for each part of the rows
-            return sparse.outer_sum(self.values, self.local, rows, self.size, start)
+            return self.sums.outer_sum(self.values, self.local, rows, self.size, start)
         if not self.paired:
             total, count = sparse.outer_sum(self.values, self.local, rows, self.size)
             return start[0] + total.astype(dtype), start[1] + count

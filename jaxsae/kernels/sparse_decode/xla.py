@@ -30,12 +30,7 @@ def scatter(values: jax.Array, indices: jax.Array, size: int) -> jax.Array:
 def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """sum_j values[b, j] W[indices[b, j]] in f32: [B, E]."""
     if is_long(indices.shape[1], W.shape[0]):
-
-        def dense(part):
-            codes = scatter(part[0], part[1], W.shape[0])
-            return jnp.dot(codes.astype(W.dtype), W, preferred_element_type=jnp.float32)
-
-        return _in_parts(dense, (values, indices), W.shape[0])
+        return dense_forward(values, indices, W)
 
     def add(y, entry):
         value, index = entry
@@ -48,13 +43,7 @@ def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
 def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """g[b] . W[indices[b, j]]: the gradient of the values, [B, K] f32."""
     if is_long(indices.shape[1], W.shape[0]):
-
-        def dense(part):
-            g, indices = part
-            full = jnp.dot(g.astype(W.dtype), W.T, preferred_element_type=jnp.float32)
-            return jnp.take_along_axis(full, indices, axis=1)
-
-        return _in_parts(dense, (g, indices), W.shape[0])
+        return dense_dots(g, indices, W)
 
     def one(_, index):
         return None, jnp.sum(g * W[index].astype(jnp.float32), axis=-1)
@@ -81,18 +70,45 @@ def outer_sum(
     if start is None:
         start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
     if is_long(indices.shape[1], size):
-
-        def add(total, part):
-            values, indices, rows = part
-            dense = scatter(values, indices, size)
-            new = total[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), total[1] + dense.sum(0)
-            return jax.tree.map(lambda a, old: a.astype(old.dtype), new, total), None
-
-        return jax.lax.scan(add, start, _split((values, indices, rows), size))[0]
-
+        return dense_outer_sum(values, indices, rows, start)
     if values.size % CHUNK:
         return _by_rank(values, indices, rows, start)
     return _by_latent(values, indices, rows, start)
+
+
+def dense_forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
+    """`forward` by way of the dense form of the codes."""
+
+    def dense(part):
+        codes = scatter(part[0], part[1], W.shape[0])
+        return jnp.dot(codes.astype(W.dtype), W, preferred_element_type=jnp.float32)
+
+    return _in_parts(dense, (values, indices), W.shape[0])
+
+
+def dense_dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
+    """`dots` from the products with all rows of W."""
+
+    def dense(part):
+        full = jnp.dot(part[0].astype(W.dtype), W.T, preferred_element_type=jnp.float32)
+        return jnp.take_along_axis(full, part[1], axis=1)
+
+    return _in_parts(dense, (g, indices), W.shape[0])
+
+
+def dense_outer_sum(
+    values: jax.Array, indices: jax.Array, rows: jax.Array, start: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """`outer_sum` by way of the dense form of the codes."""
+    size = len(start[1])
+
+    def add(total, part):
+        values, indices, rows = part
+        dense = scatter(values, indices, size)
+        new = total[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), total[1] + dense.sum(0)
+        return jax.tree.map(lambda a, old: a.astype(old.dtype), new, total), None
+
+    return jax.lax.scan(add, start, _split((values, indices, rows), size))[0]
 
 
 def parts_of(rows: int, size: int) -> int:
