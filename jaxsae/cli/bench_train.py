@@ -28,6 +28,7 @@ class BenchTrain:
         d_sae: latents, likewise.
         k: active latents per row, likewise.
         dtype: of the large products; masters and moments stay float32.
+        dead: share of the latents that are dead, on which AuxK works.
         repeats: rounds.
         keep_memory: keep freed memory for the next step, as `jaxsae train` does (CPU only; peers run as they come).
         peers: also measure sparsify, sae_lens and dictionary_learning at the same shape, with float32 weights and
@@ -43,6 +44,7 @@ class BenchTrain:
     d_sae: int | None = None
     k: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    dead: float = 0.0
     repeats: int = 7
     keep_memory: bool = True
     peers: bool = False
@@ -56,6 +58,8 @@ class BenchTrain:
 
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
+        if not 0 <= self.dead < 1:
+            raise ConfigError(f"bench: dead must be a share from 0 to below 1, found {self.dead:g}")
         if self.peers or self.only_peers:  # jax would leave them no memory of a GPU
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         if self.keep_memory:
@@ -68,7 +72,7 @@ class BenchTrain:
                 stack.enter_context(closing(peer))
             for peer in others.values():
                 peer.ready()
-            calls, memory, stream_bytes = own_calls(shape, self.dtype)
+            calls, memory, stream_bytes = own_calls(shape, self.dtype, self.dead)
             seconds = in_turn({**calls, **{n: p.step for n, p in others.items()}}, self.repeats)
         memory["peak_bytes"] = peak_bytes()
         result = self._keep(shape, seconds, stream_bytes, memory, others)
@@ -114,7 +118,7 @@ class BenchTrain:
         return self.only_peers or tuple(PEERS)
 
 
-def own_calls(shape: Shape, dtype: str) -> tuple[dict[str, Any], dict[str, int], int]:
+def own_calls(shape: Shape, dtype: str, dead: float = 0.0) -> tuple[dict[str, Any], dict[str, int], int]:
     """Calls to time (step, bare matmul, streaming), the compiled step's memory, and the bytes that streaming moves."""
     import jax
     import jax.numpy as jnp
@@ -125,7 +129,7 @@ def own_calls(shape: Shape, dtype: str) -> tuple[dict[str, Any], dict[str, int],
     recipe = recipes.topk(shape.d_in, shape.d_sae, shape.k, bfloat16=dtype == "bfloat16")
     rows = np.random.default_rng(0).standard_normal((shape.batch_size, shape.d_in), np.float32)
     batch = {"x": jnp.asarray(rows)}
-    state = recipes.init(recipe, jax.random.key(0), batch)
+    state = with_dead(recipes.init(recipe, jax.random.key(0), batch), round(dead * shape.d_sae))
     stats: Any = recipes.step.lower(recipe, state, batch).compile().memory_analysis()
     memory = {"argument_bytes": stats.argument_size_in_bytes, "temporary_bytes": stats.temp_size_in_bytes}
     holder = [state]
@@ -138,6 +142,14 @@ def own_calls(shape: Shape, dtype: str) -> tuple[dict[str, Any], dict[str, int],
 
     streaming, moved = streaming_bytes()
     return {"step": timed(step), "matmul": timed(lambda: product(x, W)), "streaming": streaming}, memory, moved
+
+
+def with_dead(state: Any, count: int) -> Any:
+    """A state of `topk` whose first latents count as dead, with biases so low that they stay it."""
+    fired, b_enc = state.track["fired"], state.params["b_enc"]
+    since, low = fired["since"].at[:count].set(2**30), b_enc.at[:count].set(-1e3)
+    track = {**state.track, "fired": {**fired, "since": since}}
+    return dataclasses.replace(state, track=track, params={**state.params, "b_enc": low})
 
 
 def against_floor(shape: Shape, seconds: dict[str, dict[str, float]], stream_bytes: int) -> dict[str, Any]:

@@ -33,7 +33,9 @@ class Science:
         """Runs what is missing, prints the table, and returns what science.json holds of it."""
         from jaxsae.cli._stages import stages
         from jaxsae.science import Lab, page, studies
+        from jaxsae.train.memory import keep_freed_memory
 
+        keep_freed_memory()
         if self.seeds < 2 or self.steps_factor <= 0:
             raise ConfigError(
                 f"a spread needs at least 2 seeds and runs of some length, found {self.seeds} seeds and a factor of "

@@ -46,9 +46,11 @@ class ScienceFrontier:
         from jaxsae.cli._stages import stages
         from jaxsae.data import HarvestConfig, open_cache
         from jaxsae.science import frontier, page, picture
+        from jaxsae.train.memory import keep_freed_memory
         from jaxsae.train.run_dir import write_atomic
 
         frontier.check_names(self.only)
+        keep_freed_memory()
         began = time.perf_counter()
         config = HarvestConfig(tokens=self.tokens, heldout_fraction=0.07, batch_size=8)
         host = config.load_host()

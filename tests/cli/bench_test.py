@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from jaxsae import recipes
 from jaxsae.cli import _bench_peers
 from jaxsae.cli._bench_shapes import Shape
 from jaxsae.cli._bench_timing import in_turn
 from jaxsae.cli.bench_kernels import BenchKernels
-from jaxsae.cli.bench_train import BenchTrain
+from jaxsae.cli.bench_train import BenchTrain, with_dead
 from jaxsae.errors import ConfigError
 from jaxsae.kernels import _dispatch
 
@@ -25,6 +27,15 @@ def test_train_reports_the_step_beside_its_floor(tmp_path):
     assert result["tokens_per_second"]["step"] == pytest.approx(32 / result["seconds"]["step"]["median"])
     assert result["memory"]["temporary_bytes"] > 0
     assert json.loads((tmp_path / "t.json").read_text())["shape"]["d_sae"] == 256
+
+
+def test_dead_latents_stay_dead():
+    recipe = recipes.topk(d_in=16, d_sae=256, k=4)
+    batch = {"x": jax.random.normal(jax.random.key(1), (32, 16))}
+    state = with_dead(recipes.init(recipe, jax.random.key(0), batch), 64)
+    for _ in range(3):
+        state, metrics = recipes.step(recipe, state, batch)
+        assert float(metrics["dead_share"]) == 0.25
 
 
 def test_the_floor_by_hand():
@@ -67,6 +78,7 @@ def test_calls_are_taken_in_turn():
     [
         (lambda: BenchTrain(**{**SMALL, "k": 300}), "k must lie between 1 and d_sae = 256, found 300"),
         (lambda: BenchTrain(**{**SMALL, "k": 0}), "k must be at least 1, found 0"),
+        (lambda: BenchTrain(**SMALL, dead=1.5), "dead must be a share from 0 to below 1, found 1.5"),
         (lambda: BenchTrain(shape="smoll"), "no shape 'smoll'; did you mean 'smol'"),
         (lambda: BenchTrain(**{**SMALL, "repeats": 0}), "repeats = 0 measures nothing"),
         (lambda: BenchTrain(**SMALL, only_peers=("sparsifi",)), "no peer 'sparsifi'; did you mean 'sparsify'"),
