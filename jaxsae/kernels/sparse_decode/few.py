@@ -4,6 +4,8 @@ A dictionary with one dead latent in a hundred would otherwise pay for products 
 Where the lists do name many latents, everything is as in `xla`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -27,34 +29,30 @@ def most(k: int, size: int) -> int:
 
 def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """As `xla.forward`: sum_j values[b, j] W[indices[b, j]], [B, E] f32."""
-    bound = most(indices.shape[1], len(W))
-    if not bound:
-        return xla.forward(values, indices, W)
-    columns, place, many = named(indices, len(W), bound)
-
-    def some(values, indices, W, columns, place):
-        return xla.dense_forward(values, place[indices], W.at[columns].get(mode="fill", fill_value=0))
-
-    def every(values, indices, W, *_):
-        return xla.dense_forward(values, indices, W)
-
-    return either(many, every, some, (values, indices, W, columns, place))
+    return _with_named_rows(xla.forward, xla.dense_forward, values, indices, W)
 
 
 def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """As `xla.dots`: g[b] . W[indices[b, j]], [B, K] f32."""
+    return _with_named_rows(xla.dots, xla.dense_dots, g, indices, W)
+
+
+def _with_named_rows(
+    of_any: Callable, dense: Callable, first: jax.Array, indices: jax.Array, W: jax.Array
+) -> jax.Array:
+    """`dense(first, indices, W)` with the rows of W that are named; `of_any` of lists that gain nothing."""
     bound = most(indices.shape[1], len(W))
     if not bound:
-        return xla.dots(g, indices, W)
+        return of_any(first, indices, W)
     columns, place, many = named(indices, len(W), bound)
 
-    def some(g, indices, W, columns, place):
-        return xla.dense_dots(g, place[indices], W.at[columns].get(mode="fill", fill_value=0))
+    def some(first, indices, W, columns, place):
+        return dense(first, place[indices], W.at[columns].get(mode="fill", fill_value=0))
 
-    def every(g, indices, W, *_):
-        return xla.dense_dots(g, indices, W)
+    def every(first, indices, W, *_):
+        return dense(first, indices, W)
 
-    return either(many, every, some, (g, indices, W, columns, place))
+    return either(many, every, some, (first, indices, W, columns, place))
 
 
 def outer_sum(
