@@ -58,8 +58,8 @@ class BenchTrain:
 
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
-        if not 0 <= self.dead < 1:
-            raise ConfigError(f"bench: dead must be a share from 0 to below 1, found {self.dead:g}")
+        if not 0 <= self.dead <= 1 or round(self.dead * shape.d_sae) > shape.d_sae - shape.k:
+            raise ConfigError(f"bench: dead must be a share from 0 that leaves k latents alive, found {self.dead:g}")
         if self.peers or self.only_peers:  # jax would leave them no memory of a GPU
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         if self.keep_memory:

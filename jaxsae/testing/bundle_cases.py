@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxsae.kernels._chip import SUBLANES, VMEM_SHARE
+from jaxsae.kernels._chip import SUBLANES
+from jaxsae.kernels.encode_topk._tiles import SHARE
 from jaxsae.testing.bundles import Case, Loop
 from jaxsae.testing.tpu_aot import SHAPES
 
@@ -27,7 +28,7 @@ def _filter(chip: str, shape: str, levels: int, groups: int) -> Build:
     from jaxsae.kernels.encode_topk._tiles import Depth, Tiles
 
     width, size = SHAPES[shape]["D"], 8192  # bundles of the loops do not depend on the number of columns
-    tiles = Tiles(512, 1024, 256, (Depth(groups, levels, 128, 8),), int(VMEM[chip] * VMEM_SHARE))
+    tiles = Tiles(512, 1024, 256, (Depth(groups, levels, 128, 8),), int(VMEM[chip] * SHARE))
     x, W = abstract((1024, width), jnp.bfloat16), abstract((width, size), jnp.bfloat16)
     return lambda x, W, b: group_filter(x, W, b, None, None, False, tiles), (x, W, abstract((size,), jnp.float32))
 
@@ -57,7 +58,7 @@ def _matmul(chip: str, shape: str) -> Build:
             ],
             out_specs=pl.BlockSpec((512, 2048), lambda i, j: (i, j)),
             out_shape=abstract((x.shape[0], W.shape[1]), jnp.float32),
-            compiler_params=pltpu.CompilerParams(vmem_limit_bytes=int(VMEM[chip] * VMEM_SHARE)),
+            compiler_params=pltpu.CompilerParams(vmem_limit_bytes=int(VMEM[chip] * SHARE)),
             name="strip_matmul",
         )(x, W)
 

@@ -51,7 +51,7 @@ class Fleet:
     """Many runs of one recipe, stepped together.
 
     A run whose loss or gradient stops being finite is stopped where it was before that step; the others go on, and
-    every number of theirs is what it would have been alone.
+    every number of theirs is, but for rounding, what it would have been alone.
 
     On a mesh the members are spread over its axis `run`: each device steps its own, and nothing of theirs travels.  Or
     every member is spread over `data` and `latent`, as a single run would be.

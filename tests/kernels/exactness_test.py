@@ -17,7 +17,7 @@ from jaxsae.kernels.encode_topk.api import IMPLEMENTATIONS as ENCODE
 from jaxsae.kernels.sparse_decode import xla as sparse_xla
 from jaxsae.kernels.sparse_decode.api import IMPLEMENTATIONS as DECODE
 from jaxsae.kernels.topk.api import IMPLEMENTATIONS as TOPK
-from jaxsae.kernels.topk.xla import can_group
+from jaxsae.kernels.topk.xla_counting import can_count
 
 
 def here(available):
@@ -116,8 +116,8 @@ class TestEncodeTopk:
 
     def test_counting_is_used_at_these_shapes(self):
         """Otherwise the cases above would compare the plain way with itself."""
-        assert can_group(2048, 4)
-        assert not can_group(1300, 7)
+        assert can_count(2048, 4)
+        assert not can_count(1300, 7)
 
 
 def test_sums_by_sorted_entries_equal_a_loop():

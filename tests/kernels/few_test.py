@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsae.kernels.sharded.sums import Owned
 from jaxsae.kernels.sparse_decode import few, xla
 
 ROWS, K, SIZE, WIDTH = 12, 8, 256, 5
@@ -60,3 +61,21 @@ def test_rows_that_no_list_names_are_never_read():
     W = W.at[np.setdiff1d(np.arange(SIZE), np.asarray(indices))].set(jnp.nan)
     assert np.isfinite(np.asarray(few.forward(values, indices, W))).all()
     assert np.isfinite(np.asarray(few.dots(g, indices, W))).all()
+
+
+@pytest.mark.parametrize("latents", ["few", "all"])
+def test_a_device_that_works_through_whole_lists_sums_its_own_latents(latents):
+    """Of four devices along the latents, on each of which the list is long and not worked through by pairs."""
+    values, indices, W, g, _ = inputs(LATENTS[latents])
+    values, indices, g = (jnp.tile(a, (4, 2 if a is not g else 1)) for a in (values, indices, g))
+    own = SIZE // 4
+    y = dots = 0.0
+    for first in range(0, SIZE, own):
+        part = Owned(values, indices, first, own, 4, dead=True)
+        assert not part.paired
+        assert few.most(indices.shape[1], own) > 0
+        y, dots = y + part.decode(W[first : first + own]), dots + part.dots(g, W[first : first + own])
+        dW, _ = part.outer_sum(g)
+        equal(dW, xla.outer_sum(values, indices, g, SIZE)[0][first : first + own])
+    equal(y, xla.forward(values, indices, W))
+    equal(dots, xla.dots(g, indices, W))

@@ -42,6 +42,16 @@ def test_equals_the_reference(batch, k, width, subcore_bytes, slots):
     np.testing.assert_allclose(program(values, indices, W), expected, rtol=1e-5, atol=1e-5)
 
 
+@needs_pallas
+def test_chips_with_longer_vectors_are_refused():
+    from jaxsae.kernels.sparse_decode import sparsecore
+
+    assert "at most 8 lanes, this one has 16" in sparsecore.refuse(768, "float32", sparsecore.Cores(2, 16, 16, 2**19))
+    v6e = sparsecore.Cores(2, 16, 8, 2**18)
+    assert "at most 6912 columns" in sparsecore.refuse(7040, "float32", v6e)
+    assert sparsecore.refuse(6912, "float32", v6e) is None
+
+
 def compiled(chip, shape, dtype=jnp.float32):
     sizes = tpu_aot.SHAPES[shape]
     codes = jax.ShapeDtypeStruct((sizes["B"], sizes["k"]), jnp.float32)

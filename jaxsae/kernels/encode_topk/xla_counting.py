@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxsae.kernels._control import when
 from jaxsae.kernels.encode_topk import xla
 from jaxsae.kernels.topk import xla_counting as counting
-from jaxsae.kernels.topk.xla import GROUP, can_group, group_maxima
+from jaxsae.kernels.topk.xla import GROUP, group_maxima
 
 #: Latents turned over at once in the gradient of W.
 TILE = 256
@@ -21,7 +21,7 @@ TILE = 256
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
     """Values and indices; see the api for shapes."""
     rows, size = len(x), W.shape[1]
-    if not can_group(size, k):
+    if not counting.can_count(size, k):
         return xla.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
     grouped = lambda a: a.reshape(-1, size // GROUP, GROUP)  # noqa: E731
     scored = lambda v, s: (jnp.abs(v) if signed else v) * s  # noqa: E731

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.kernels.sharded.axes import owned
-from jaxsae.kernels.sparse_decode import few as few_latents
+from jaxsae.kernels.sparse_decode import few
 from jaxsae.kernels.sparse_decode import xla as sparse
 
 #: Pairs pay when a device owns at most one entry per this many of its latents.
@@ -22,7 +22,7 @@ CHUNK_BYTES = 32 * 2**20
 LEAST_CHUNK = 256
 
 
-def few(entries: int, shards: int, size: int) -> bool:
+def pays_in_pairs(entries: int, shards: int, size: int) -> bool:
     """Whether a device owns so few of the entries that a list of pairs is the better way."""
     return shards > 1 and entries // shards * SPARSE_ENOUGH <= size
 
@@ -49,12 +49,12 @@ class Owned:
         chunk: int = 0,
         dead: bool = False,
     ):
-        self.sums: Any = few_latents if dead else sparse
+        self.sums: Any = few if dead else sparse
         self.mine, self.local = owned(index, first, size)
         self.values = jnp.where(self.mine, values, 0.0)
         self.size, self.shards, self.chunk = size, shards, chunk
         self.entries = values.size
-        self.paired = few(self.entries, shards, size)
+        self.paired = pays_in_pairs(self.entries, shards, size)
 
     def decode(self, W: jax.Array) -> jax.Array:
         """sum_j values[b, j] W[indices[b, j]] over own entries: [b, E] f32."""

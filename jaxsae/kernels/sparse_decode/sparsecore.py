@@ -53,12 +53,15 @@ def refuse(width: int, dtype: str, cores: Cores | None) -> str | None:
     """
     if cores is None:
         return "needs a chip with SparseCores (v5p, v6e), this one has none"
+    if CHUNK % cores.lanes:
+        return f"takes chips whose vectors have at most {CHUNK} lanes, this one has {cores.lanes}"
     if dtype != "float32":
         return f"takes float32, not {dtype}"
     if width % LANES:
         return f"takes rows of a multiple of {LANES} columns, not {width}"
     if slots(width, cores) == 0:
-        return f"takes rows of at most {int(cores.bytes * SHARE) // (4 * CHUNK)} columns on this chip, not {width}"
+        most = int(cores.bytes * SHARE) // (4 * CHUNK) // LANES * LANES
+        return f"takes rows of at most {most} columns on this chip, not {width}"
     return None
 
 

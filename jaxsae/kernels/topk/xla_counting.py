@@ -5,6 +5,8 @@ by the set bits of a mask, 32 columns a word, and only they are ranked.  Rows wh
 through get the k-th best entry itself for a bound, and what is left after that is ranked whole.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -15,15 +17,19 @@ from jaxsae.kernels.topk_mask.xla import LOWEST, largest_with
 
 #: Columns of a mask word.
 WORD = 32
+#: Longest list: naming columns compares every entry of it with every word of the mask.
+LONGEST = 64
 #: Rows that are ranked whole at once where counting could not tell them apart.
 REPAIRED_AT_ONCE = 64
+#: Where more than this part of the rows is left so, all are ranked whole instead.
+MOST_REPAIRED = 1 / 8
 
 
 def topk(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """See `jaxsae.kernels.topk.api.topk`."""
     rows, size = x.shape
     fits_keys = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize <= 4
-    if not fits_keys or not xla.can_group(size, k):
+    if not fits_keys or not can_count(size, k):
         return xla.topk(x, k)
     grouped = x.reshape(rows, size // xla.GROUP, xla.GROUP)
     best = best_groups(xla.group_maxima(grouped), k)
@@ -32,12 +38,17 @@ def topk(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return jnp.take_along_axis(candidates, at, axis=1), index
 
 
+def can_count(size: int, k: int) -> bool:
+    """Whether counting serves rows of this size, and is worth it."""
+    return k <= LONGEST and xla.can_group(size, k)
+
+
 def best_groups(maxima: jax.Array, k: int) -> jax.Array:
     """As `xla.best_groups`: the k groups with the best of the maxima [B, G], in index order."""
     keys = total_order(maxima)
     reached = keys >= kth_largest(keys, k)[:, None]
     best, count = first_columns(reached, k)
-    return repair((best,), count == k, REPAIRED_AT_ONCE, lambda rows: (xla.best_groups(maxima[rows], k),))[0]
+    return _exact(best, count == k, lambda maxima: xla.best_groups(maxima, k), maxima)
 
 
 def within_groups(candidates: jax.Array, best: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -54,9 +65,18 @@ def within_groups(candidates: jax.Array, best: jax.Array, k: int) -> tuple[jax.A
     left = jnp.where(there, jnp.take_along_axis(keys, few, axis=1), LOWEST)
     order = reference.topk(from_order(left), k)[1]  # of floats: a top-k of integers is a whole sort on CPUs
     at = jnp.take_along_axis(few, order, axis=1)
-    exactly = lambda rows: (reference.topk(candidates[rows], k)[1],)  # noqa: E731
-    (at,) = repair((at,), count <= most, REPAIRED_AT_ONCE, exactly)
+    at = _exact(at, count <= most, lambda candidates: reference.topk(candidates, k)[1], candidates)
     return at, jnp.take_along_axis(best, at // group, axis=1) * group + at % group
+
+
+def _exact(found: jax.Array, fine: jax.Array, whole: Callable, rows: jax.Array) -> jax.Array:
+    """`found`, with what is not `fine` replaced by `whole` of those rows."""
+
+    def some(found, fine, rows):
+        return repair((found,), fine, REPAIRED_AT_ONCE, lambda i: (whole(rows[i]),))[0]
+
+    too_many = jnp.sum(~fine) > MOST_REPAIRED * len(fine)
+    return either(too_many, lambda found, fine, rows: whole(rows), some, (found, fine, rows))
 
 
 def kth_largest(keys: jax.Array, k: int) -> jax.Array:
