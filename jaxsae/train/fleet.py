@@ -188,7 +188,7 @@ class Fleet:
             found = self.recipe.grads(state, batch, frozen)
             return found, optax.global_norm(found[0])
 
-        if self._in_turn() and parallel.sizes():
+        if parallel.sizes():
 
             def turn(_: Any, xs: tuple[State, jax.Array]) -> tuple[Any, Any]:
                 state = replace(xs[0], step=states.step)

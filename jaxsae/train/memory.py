@@ -15,9 +15,8 @@ def keep_freed_memory() -> bool:
     some of its arithmetic.  Only its first heap can be kept, so all threads share that one: call this before JAX first
     touches a device, since threads that already run keep the heaps they have.
 
-    What is freed is not given back to the system, so memory stays near its peak, which gaps in the one heap can raise
-    (`jaxsae quickstart` held 1.9 GB before and 2.1 GB since).  Affects the whole process, so commands call it and the
-    library does not.
+    What is freed is not given back to the system, so memory stays near its peak, which gaps in the one heap can raise.
+    Affects the whole process, so commands call it and the library does not.
 
     Example:
         >>> keep_freed_memory() in (True, False)

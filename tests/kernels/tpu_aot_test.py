@@ -164,12 +164,22 @@ def test_the_kernel_runs_by_name_where_the_program_is_for_a_tpu():
     assert '"tpu_custom_call"' in text
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+PADDED = "a v5p pads k and both results to 128 lanes: 1,544 bytes a row, 6.3 MB here"
+
+
+@pytest.mark.parametrize(
+    "chip",
+    [
+        pytest.param("v5e"),
+        pytest.param("v5p", marks=[pytest.mark.slow, pytest.mark.xfail(strict=True, reason=PADDED)]),
+        pytest.param("v6e", marks=pytest.mark.slow),
+    ],
+)
 def test_mask_compiles(chip):
     x = abstract((4096, 24576), f32)
     compiled = tpu_aot.compile_for(chip, lambda x: mask.cut(x, 64), x)
     assert '"tpu_custom_call"' in compiled.as_text()
-    assert tpu_aot.temporary_bytes(compiled) < 2048 * len(x)  # lanes that a v5p gives each result of a row
+    assert tpu_aot.temporary_bytes(compiled) < 2**20
 
 
 @pytest.mark.slow

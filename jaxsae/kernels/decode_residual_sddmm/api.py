@@ -114,7 +114,17 @@ class PallasTpu:
         return _PallasTpuDecode.outer_sum(values, indices, rows, size)[0]
 
 
-class PallasGpu:
+class _WithoutDots:
+    """What a way has in common that does not hold the rows: their products cost a pass of their own, backward."""
+
+    residual: Any
+
+    @classmethod
+    def residual_and_dots(cls, values, indices, W, e0):
+        return cls.residual(values, indices, W, e0), None
+
+
+class PallasGpu(_WithoutDots):
     """The parts of the op on a GPU: rows of the table are fetched once, rows of the batch come from its cache."""
 
     gradients, prepare = _PallasGpuDecode.gradients, _PallasGpuDecode.prepare
@@ -123,12 +133,8 @@ class PallasGpu:
     def residual(values, indices, W, e0):
         return _PallasGpuDecode.forward(values, indices, W, e0)
 
-    @classmethod
-    def residual_and_dots(cls, values, indices, W, e0):
-        return cls.residual(values, indices, W, e0), None
 
-
-class SparseCore:
+class SparseCore(_WithoutDots):
     """The parts of the op with the rows of the forward pass summed on SparseCores."""
 
     gradients = _SparseCoreDecode.gradients
@@ -136,10 +142,6 @@ class SparseCore:
     @staticmethod
     def residual(values, indices, W, e0):
         return e0.astype(jnp.float32) - _SparseCoreDecode.forward(values, indices, W)
-
-    @classmethod
-    def residual_and_dots(cls, values, indices, W, e0):
-        return cls.residual(values, indices, W, e0), None
 
 
 IMPLEMENTATIONS: Available = {

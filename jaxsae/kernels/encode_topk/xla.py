@@ -7,9 +7,6 @@ from jaxsae.kernels.sparse_decode import few
 from jaxsae.kernels.sparse_decode import xla as sparse
 from jaxsae.kernels.topk import xla as topk_xla
 
-#: The dead are ranked by themselves while they are at most this part of all latents (or twice the list).
-DEAD_SHARE = 8
-
 
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
     """Values and indices; see the api for shapes."""
@@ -29,7 +26,7 @@ def best_dead(pre, score, dead, k_aux):
     Few latents are dead as a rule, and a ranking of whole rows by a long list costs several times the product; so only
     the columns of the dead are ranked, unless they are too many.
     """
-    size, most = len(dead), max(2 * k_aux, len(dead) // DEAD_SHARE)
+    size, most = len(dead), few.bound_for(k_aux, len(dead))
 
     def whole(pre, score, dead):
         aux = topk_xla.topk(jnp.where(dead[None], score, -jnp.inf), k_aux)[1]

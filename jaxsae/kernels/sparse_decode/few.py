@@ -16,14 +16,24 @@ from jaxsae.kernels.sparse_decode import xla
 SHARE = 8
 
 
+def bound_for(k: int, size: int) -> int:
+    """The most latents that count as few beside `size`, for lists of k.
+
+    Example:
+        >>> bound_for(256, 8192), bound_for(4, 8)
+        (1024, 8)
+    """
+    return max(2 * k, size // SHARE)
+
+
 def most(k: int, size: int) -> int:
-    """The most latents that count as few: 0 where a list of k of them gains nothing.
+    """As `bound_for`, but 0 where a list of k gains nothing.
 
     Example:
         >>> most(256, 8192), most(4, 8192), most(16, 64)
         (1024, 0, 0)
     """
-    bound = max(2 * k, size // SHARE)
+    bound = bound_for(k, size)
     return bound if xla.is_long(k, size) and 2 * bound <= size else 0
 
 
