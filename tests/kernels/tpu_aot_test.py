@@ -164,17 +164,7 @@ def test_the_kernel_runs_by_name_where_the_program_is_for_a_tpu():
     assert '"tpu_custom_call"' in text
 
 
-PADDED = "a v5p pads k and both results to 128 lanes: 1,544 bytes a row, 6.3 MB here"
-
-
-@pytest.mark.parametrize(
-    "chip",
-    [
-        pytest.param("v5e"),
-        pytest.param("v5p", marks=[pytest.mark.slow, pytest.mark.xfail(strict=True, reason=PADDED)]),
-        pytest.param("v6e", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("chip", CHIPS)
 def test_mask_compiles(chip):
     x = abstract((4096, 24576), f32)
     compiled = tpu_aot.compile_for(chip, lambda x: mask.cut(x, 64), x)

@@ -41,15 +41,17 @@ def cut(x: jax.Array, k: int | jax.Array, *, tile: int | None = None, interpret=
     rows, size = x.shape
     vmem = None if tile else vmem_bytes_here()
     R = tile or tile_rows(rows, size, vmem)
-    k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (rows,))[:, None]
-    narrow = pl.BlockSpec((R, 1), lambda i: (i, 0))
-    chunks = -(-size // CHUNK)
+    chunks, tiles = -(-size // CHUNK), pl.cdiv(rows, R)
+    # One number per row lies along the lanes: as a column [rows, 1] it would be padded to 128 numbers a row in memory.
+    k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (rows,))
+    k = jnp.pad(k, (0, tiles * R - rows)).reshape(tiles, 1, R)
+    narrow = pl.BlockSpec((None, 1, R), lambda i: (i, 0, 0))
     least, last = pl.pallas_call(
         functools.partial(_body, size=size, chunks=chunks),
-        grid=(pl.cdiv(rows, R),),
+        grid=(tiles,),
         in_specs=[pl.BlockSpec((R, size), lambda i: (i, 0)), narrow],
         out_specs=[narrow, narrow],
-        out_shape=[jax.ShapeDtypeStruct((rows, 1), jnp.int32)] * 2,
+        out_shape=[jax.ShapeDtypeStruct((tiles, 1, R), jnp.int32)] * 2,
         scratch_shapes=[pltpu.VMEM((R, chunks * CHUNK), jnp.int32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",), vmem_limit_bytes=vmem and int(vmem * VMEM_SHARE)
@@ -58,7 +60,7 @@ def cut(x: jax.Array, k: int | jax.Array, *, tile: int | None = None, interpret=
         interpret=interpret,
         name="topk_mask_cut",
     )(x.astype(jnp.float32), k)
-    return least[:, 0], last[:, 0]
+    return least.reshape(-1)[:rows], last.reshape(-1)[:rows]
 
 
 def _body(x, k, least_out, last_out, keys, *, size: int, chunks: int):
@@ -66,8 +68,18 @@ def _body(x, k, least_out, last_out, keys, *, size: int, chunks: int):
 
     from jaxsae.kernels._ordered import total_order
 
-    R, k = x.shape[0], k[...]
-    tail = size % CHUNK
+    R, tail = x.shape[0], size % CHUNK
+    own = jax.lax.broadcasted_iota(jnp.int32, (R, R), 0) == jax.lax.broadcasted_iota(jnp.int32, (R, R), 1)
+
+    def down(row):
+        """[1, R] along lanes to [R, 1]."""
+        return jnp.sum(jnp.where(own, row, 0), axis=1, keepdims=True)
+
+    def along(column):
+        """[R, 1] to [1, R] along lanes."""
+        return jnp.sum(jnp.where(own, column, 0), axis=0, keepdims=True)
+
+    k = down(k[...])
 
     def convert(c, carry):
         here = pl.ds(pl.multiple_of(c * CHUNK, LANES), CHUNK)
@@ -104,8 +116,8 @@ def _body(x, k, least_out, last_out, keys, *, size: int, chunks: int):
 
     least = largest_with(at_least, k, jnp.full((R, 1), LOWEST, jnp.int32), 32)
     need = k - count(lambda key, _, t: key > t, least)
-    least_out[...] = jnp.where(k <= 0, HIGHEST, least)
-    last_out[...] = jnp.where(k <= 0, -1, size - 1)
+    least_out[...] = along(jnp.where(k <= 0, HIGHEST, least))
+    last_out[...] = along(jnp.where(k <= 0, -1, size - 1))
     spare = count(lambda key, _, t: key == t, least) > need
 
     @pl.when(jnp.max(spare.astype(jnp.int32)) > 0)  # ties across the boundary, in some row of the tile
@@ -117,4 +129,4 @@ def _body(x, k, least_out, last_out, keys, *, size: int, chunks: int):
             return need - count(lambda key, first, t: (key == tied) & (column + first < t), t)
 
         last = largest_with(room, jnp.ones_like(k), jnp.zeros_like(k), max(1, size.bit_length()))
-        last_out[...] = jnp.where(k <= 0, -1, jnp.minimum(last, size - 1))
+        last_out[...] = along(jnp.where(k <= 0, -1, jnp.minimum(last, size - 1)))
