@@ -60,6 +60,8 @@ class BenchTrain:
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
         if not 0 <= self.dead <= 1 or round(self.dead * shape.d_sae) > shape.d_sae - shape.k:
             raise ConfigError(f"bench: dead must be a share from 0 that leaves k latents alive, found {self.dead:g}")
+        if self.dead and (self.peers or self.only_peers):
+            raise ConfigError("bench: peers are measured without dead latents; leave out either --dead or the peers")
         if self.peers or self.only_peers:  # jax would leave them no memory of a GPU
             os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         if self.keep_memory:

@@ -79,6 +79,7 @@ def test_calls_are_taken_in_turn():
         (lambda: BenchTrain(**{**SMALL, "k": 300}), "k must lie between 1 and d_sae = 256, found 300"),
         (lambda: BenchTrain(**{**SMALL, "k": 0}), "k must be at least 1, found 0"),
         (lambda: BenchTrain(**SMALL, dead=1.5), "dead must be a share from 0 that leaves k latents alive, found 1.5"),
+        (lambda: BenchTrain(**SMALL, dead=0.1, peers=True), "peers are measured without dead latents"),
         (lambda: BenchTrain(shape="smoll"), "no shape 'smoll'; did you mean 'smol'"),
         (lambda: BenchTrain(**{**SMALL, "repeats": 0}), "repeats = 0 measures nothing"),
         (lambda: BenchTrain(**SMALL, only_peers=("sparsifi",)), "no peer 'sparsifi'; did you mean 'sparsify'"),
