@@ -41,6 +41,7 @@ def cut(x: jax.Array, k: int | jax.Array, *, tile: int | None = None, interpret=
     rows, size = x.shape
     vmem = None if tile else vmem_bytes_here()
     R = tile or tile_rows(rows, size, vmem)
+    assert R is not None  # `refuse` has seen that a tile fits
     chunks, tiles = -(-size // CHUNK), pl.cdiv(rows, R)
     # One number per row lies along the lanes: as a column [rows, 1] it would be padded to 128 numbers a row in memory.
     k = jnp.broadcast_to(jnp.asarray(k, jnp.int32), (rows,))
