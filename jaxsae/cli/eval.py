@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxsae.evals.evaluate import EvalConfig
 from jaxsae.evals.reconstruction import silent
+from jaxsae.hosts import HostMesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,8 @@ class Eval(EvalConfig):
         path: a run directory, or a dictionary in any format that jaxsae reads; a folder's URL will do.
         cache: activation cache; a run knows its own.
         host: model for the cross-entropies: a name, a path, "auto" for the one the cache names, or "none".
+        host_dtype: of its weights and activations; none for what the cache was made with.
+        mesh: how host and dictionary are spread over the devices of each process.
         site: site of the cache; may be left out if the dictionary or the cache says it.
         output: write the JSON file here instead.
         split: rows and text of which split; "heldout" documents are never trained on.
@@ -38,6 +41,8 @@ class Eval(EvalConfig):
     path: Annotated[str, tyro.conf.Positional]
     cache: str | None = None
     host: str = "auto"
+    host_dtype: Literal["float32", "bfloat16"] | None = None
+    mesh: HostMesh = field(default_factory=HostMesh)
     site: str | None = None
     output: str | None = None
 
@@ -45,17 +50,15 @@ class Eval(EvalConfig):
         """Evaluates, prints a short table, and returns what eval.json holds."""
         config = EvalConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(EvalConfig)})
         host = None if self.host == "none" else self.host
-        return run(self.path, cache=self.cache, host=host, site=self.site, output=self.output, config=config)
+        where = {"site": self.site, "mesh": self.mesh, "dtype": self.host_dtype}
+        return run(self.path, self.output, config, cache=self.cache, host=host, **where)
 
 
 def run(
     path: str | os.PathLike,
-    *,
-    cache: Any = None,
-    host: Any = "auto",
-    site: str | None = None,
     output: str | os.PathLike | None = None,
     config: EvalConfig = EvalConfig(),
+    **surroundings: Any,
 ) -> dict[str, Any]:
     """Evaluates with progress, prints the table, writes the JSON file; see `Eval` and `report.open_subject`."""
     from jaxsae import parallel
@@ -64,7 +67,8 @@ def run(
     from jaxsae.report.page import plain
     from jaxsae.train.run_dir import make_folder_of, write_atomic
 
-    subject = open_subject(path, cache=cache, host=host, site=site)
+    subject = open_subject(path, **surroundings)
+    tell_mesh(subject)
     with stages() if parallel.first() else contextlib.nullcontext(silent) as progress:
         numbers = plain(evaluated(subject, config, progress))
     place = output or beside(path, subject.folder, "eval.json")
@@ -76,6 +80,16 @@ def run(
 
     parallel.on_first("evaluation", tell)
     return numbers
+
+
+def tell_mesh(subject: Any) -> None:
+    """Says on which devices a subject lies, where they are several."""
+    import rich.console
+
+    from jaxsae import parallel
+
+    if subject.mesh is not None:
+        rich.console.Console(stderr=True, quiet=not parallel.first()).print(f"host and dictionary on {subject.mesh}")
 
 
 def beside(path: str | os.PathLike, folder: str | os.PathLike | None, name: str) -> str:

@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxsae.cli.eval import beside, print_numbers
+from jaxsae.cli.eval import beside, print_numbers, tell_mesh
 from jaxsae.evals.evaluate import EvalConfig
 from jaxsae.evals.features import FeaturesConfig
+from jaxsae.hosts import HostMesh
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Report:
         compare_cache: activation cache of the second; default its own, or the first one's.
         host: model for cross-entropies and promoted tokens: a name, a path, "auto" for the one the cache names, or
             "none".
+        host_dtype: of its weights and activations; none for what the cache was made with.
+        mesh: how host and dictionary are spread over the devices.
         site: site of the cache; may be left out if the dictionary or the cache says it.
         output: the page, something.html.
         title: of the page.
@@ -37,6 +40,8 @@ class Report:
     cache: str | None = None
     compare_cache: str | None = None
     host: str = "auto"
+    host_dtype: Literal["float32", "bfloat16"] | None = None
+    mesh: HostMesh = field(default_factory=HostMesh)
     site: str | None = None
     output: str | None = None
     title: str = ""
@@ -47,12 +52,13 @@ class Report:
         """Writes the page, prints a short table, and returns what report.json holds."""
         from jaxsae.report import open_subject
 
-        subject = open_subject(self.path, cache=self.cache, host=_host(self.host), site=self.site)
+        host = None if self.host == "none" else self.host
+        given: dict[str, Any] = {"host": host, "site": self.site, "mesh": self.mesh, "dtype": self.host_dtype}
+        subject = open_subject(self.path, cache=self.cache, **given)
+        tell_mesh(subject)
         other = None
         if self.compare is not None:
-            other = open_subject(
-                self.compare, cache=self.compare_cache, host=_host(self.host), site=self.site, like=subject
-            )
+            other = open_subject(self.compare, cache=self.compare_cache, like=subject, **given)
         output = self.output or beside(self.path, subject.folder, "report.html")
         settings = {"title": self.title, "config": self.features, "evaluation": self.evaluation}
         return run(subject, output, other, **settings)
@@ -67,7 +73,3 @@ def run(subject: Any, output: str | os.PathLike, compare: Any = None, **settings
         report = build_report(subject, output, compare, progress=progress, **settings)
     print_numbers(report["name"], report, f"{os.fspath(output)} ({report['latents_shown']:,} latents)")
     return report
-
-
-def _host(name: str) -> str | None:
-    return None if name == "none" else name

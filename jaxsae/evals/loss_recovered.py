@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsae import parallel
+from jaxsae import hosts, io, parallel
 from jaxsae.errors import ConfigError, DataError
 from jaxsae.evals.reconstruction import Progress, padded, silent
 from jaxsae.hosts import Host
@@ -94,7 +94,8 @@ def loss_recovered(
         data: windows, as `windows` cuts them; use documents that were not trained on.
         mean: [D] the mean activation (of the training split) for the mean ablation.
         replace_from: 1 spares position 0, where many models park an attention sink of extreme norm.
-        batch_windows: windows per device call; memory grows with it, the logits do not.
+        batch_windows: windows per device call; memory grows with it, the logits do not.  Where host or dictionary lie
+            on a mesh, its axis `data` takes equal shares: rounded up to a multiple of it.
         bootstrap: resamples of the documents.
         seed: of the resampling.
         progress: called after every batch.
@@ -109,11 +110,15 @@ def loss_recovered(
         DataError: a cross-entropy is not finite.
     """
     _check(sae, host, site, mean)
+    mesh, rows = parallel.mesh_of((host.params, sae.params)), None
+    if mesh is not None:
+        host, sae, rows = hosts.place(host, mesh), io.place(sae, mesh), parallel.sharding(mesh, "B")
+        batch_windows += -batch_windows % mesh.shape["data"]
     documents, where = np.unique(data.document, return_inverse=True)
     sums = np.zeros((len(documents), 8))  # 4 losses, 3 divergences, count
     for start in range(share[0] * batch_windows, len(data.tokens), share[1] * batch_windows):
         part = slice(start, start + batch_windows)
-        tokens, length = (jnp.asarray(padded(a[part], batch_windows)) for a in (data.tokens, data.length))
+        tokens, length = (jax.device_put(padded(a[part], batch_windows), rows) for a in (data.tokens, data.length))
         found = _batch(host.model, site, replace_from, host.params, sae, jnp.asarray(mean, jnp.float32), tokens, length)
         np.add.at(sums, where[part], np.asarray(found, np.float64)[: len(where[part])])
         progress("cross-entropy", min(start + batch_windows, len(data.tokens)), len(data.tokens))
@@ -152,7 +157,9 @@ def _batch(
     Three programs, so that the host's two are compiled once for all dictionaries.
     """
     stream, x = _before(model, site, params, tokens)
-    return _after(model, site, first, params, stream, x, _reconstruct(sae, x), mean, tokens, length)
+    with parallel.use(parallel.mesh_of(sae.params)):
+        xhat = _reconstruct(sae, x)
+    return _after(model, site, first, params, stream, x, xhat, mean, tokens, length)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -45,7 +45,7 @@ def reconstruction(
     """Metrics of a dictionary over batches; see `metrics.finish` for formulas and reductions.
 
     Args:
-        sae: any loaded or exported dictionary.
+        sae: any loaded or exported dictionary, on one device or on a mesh.
         batches: arrays [B, D], or mappings with "x" [B, D] and optionally "y" [B, E] (a target other than x) and
             "mask" [B]; ragged sizes are padded, so that one program serves all.
         batch_rows: rows per device call.
@@ -66,9 +66,11 @@ def reconstruction(
         3.0
     """
     sums, done = metrics.init(sae.d_out, sae.d_sae), 0
+    mesh = parallel.mesh_of(sae.params)
     for x, y, mask in _pieces(batches, batch_rows):
         _check(sae, x, y)
-        sums = _add(sums, sae, x, y, mask)
+        with parallel.use(mesh):
+            sums = _add(sums, sae, x, y, mask)
         done += int(mask.sum())
         progress("reconstruction", done, max(total, done))
     if together and parallel.several():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsae import parallel
 from jaxsae.errors import DataError
 from jaxsae.evals.reconstruction import Progress, padded, silent
 from jaxsae.evals.strongest import Best, lottery
@@ -92,7 +93,8 @@ def rows_at_once(sae: SAE) -> int:
 
 def encode(sae: SAE, x: np.ndarray, rows: int) -> Codes:
     """Codes of x, filled up to `rows` rows so that one program serves all pieces; arrays are numpy's."""
-    return jax.device_get(_encode(sae, padded(x, rows)))
+    with parallel.use(parallel.mesh_of(sae.params)):
+        return jax.device_get(_encode(sae, padded(x, rows)))
 
 
 @jax.jit

@@ -2,5 +2,6 @@
 
 from jaxsae.io.files import Written, load, save
 from jaxsae.io.formats._registry import find, formats
+from jaxsae.io.placement import place
 
-__all__ = ["Written", "find", "formats", "load", "save"]
+__all__ = ["Written", "find", "formats", "load", "place", "save"]

@@ -13,8 +13,8 @@ from jaxsae.errors import FormatError, closest
 from jaxsae.io import hub
 from jaxsae.io.formats._base import Notes
 from jaxsae.io.formats._listing import Listing
-from jaxsae.io.formats._place import place
 from jaxsae.io.formats._registry import Format, find, format_called, formats, recognised, the_format
+from jaxsae.io.placement import place
 from jaxsae.sae import SAE
 
 #: Parts of a run directory that hold no dictionary.

@@ -5,7 +5,7 @@ from jaxsae.parallel.choose import Chosen, MeshConfig, Need, choose_mesh, memory
 from jaxsae.parallel.in_force import shard, sizes, use
 from jaxsae.parallel.lost import lost, peer_lost
 from jaxsae.parallel.processes import agree_on, barrier, count, exchange, first, gather, index, on_first, several
-from jaxsae.parallel.specs import AXES, make_mesh, sharding, spec
+from jaxsae.parallel.specs import AXES, make_mesh, mesh_of, sharding, spec
 from jaxsae.parallel.start import Place, start
 from jaxsae.parallel.whole import to_host
 
@@ -27,6 +27,7 @@ __all__ = [
     "lost",
     "make_mesh",
     "memory_of",
+    "mesh_of",
     "on_first",
     "peer_lost",
     "several",

@@ -45,6 +45,20 @@ def make_mesh(data: int = 1, latent: int = 1, devices: Sequence[Any] | None = No
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh of several devices that the arrays of a tree lie on, or None.
+
+    Example:
+        >>> mesh_of({"w": np.ones(2)}) is None
+        True
+    """
+    for leaf in jax.tree.leaves(tree):
+        where = getattr(leaf, "sharding", None)
+        if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh) and where.mesh.size > 1:
+            return where.mesh
+    return None
+
+
 def spec(letters: str, zero: bool = False) -> P:
     """The PartitionSpec of a leaf: `spec("DS")` is `P(None, "latent")`; with `zero` that of its moments."""
     return P(*((ZERO_AXIS if zero else MESH_AXIS).get(letter) for letter in letters))

@@ -7,16 +7,20 @@ import pathlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxsae import hosts
+import jax
+from jax.sharding import Mesh
+
+from jaxsae import hosts, parallel
 from jaxsae.config import read_file
 from jaxsae.data.cache import Cache, open_cache
 from jaxsae.data.store import Folder, local_copy
 from jaxsae.errors import CheckpointError, ConfigError
 from jaxsae.evals.evaluate import check_host, site_of
-from jaxsae.hosts import Host
+from jaxsae.hosts import Host, HostMesh, Llama
 from jaxsae.io import hub, load
 from jaxsae.io.digest import digests
 from jaxsae.io.files import WORKINGS
+from jaxsae.parallel import Chosen, make_mesh
 from jaxsae.sae import SAE
 from jaxsae.train.logs import Record, read_records
 from jaxsae.train.run_dir import RunDir
@@ -36,6 +40,7 @@ class Subject:
         evaluation: numbers measured earlier, if they are about this very dictionary.
         config: the training configuration as plain data, if known.
         folder: where results belong, perhaps a URL; None for a dictionary that lies nowhere.
+        mesh: the mesh that dictionary and host were read onto, and why this one; None for the default device.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Subject:
     evaluation: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     folder: pathlib.Path | str | None = None
+    mesh: Chosen | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", site_of(self.sae, self.cache, self.site))
@@ -61,6 +67,8 @@ def open_subject(
     host: str | Host | None = "auto",
     site: str | None = None,
     like: Subject | None = None,
+    mesh: HostMesh = HostMesh(),
+    dtype: str | None = None,
 ) -> Subject:
     """A run directory, or any dictionary on disk, with its surroundings.
 
@@ -70,6 +78,9 @@ def open_subject(
         host: "auto" loads the host that the cache names; None does without; else a host, or what `hosts.load` takes.
         site: None takes the dictionary's own.
         like: a subject at hand; what is not known otherwise is taken from it, and its host if it is the same.
+        mesh: how host and dictionary are spread over the devices of this process: the dictionary lies where the host
+            does, its latents along `latent`.
+        dtype: of the weights and activations of a host that is loaded; None for what the cache was made with.
 
     Raises:
         CheckpointError: there is nothing at `path`, or a run that has no dictionary yet.
@@ -78,7 +89,7 @@ def open_subject(
     """
     if not hub.is_address(path) and Folder(path).remote:
         with local_copy(Folder(path), skip=WORKINGS) as copy:
-            found = open_subject(copy, cache=cache, host=host, site=site, like=like)
+            found = open_subject(copy, cache=cache, host=host, site=site, like=like, mesh=mesh, dtype=dtype)
         return replace(found, folder=os.fspath(path).rstrip("/") if found.folder else None)
     run = RunDir(hub.fetch(os.fspath(path)) if hub.is_address(path) else path)
     if not run.path.exists():
@@ -92,20 +103,23 @@ def open_subject(
     wanted = cache or _cache_of(config, run) or (like.cache if like is not None else None)
     if wanted is None:
         raise ConfigError(f"{str(run.path)!r} does not say which activations it belongs to; name a cache (--cache)")
-    sae = load(run.sae if is_run else run.path)
     opened = wanted if isinstance(wanted, Cache) else open_cache(wanted)
     if host == "auto" and like is not None and like.host is not None and like.host.matches(opened.manifest.host):
-        host = like.host
+        on: tuple[Host | None, Chosen | None] = like.host, like.mesh
+    else:
+        on = _host(host, opened, mesh, dtype)
+    sae = load(run.sae if is_run else run.path, mesh=on[1].mesh if on[1] else None)
     return Subject(
         name=run.path.name,
         sae=sae,
         cache=opened,
-        host=_host(host, opened),
+        host=on[0],
         site=site or config.get("hook_name"),
         log=tuple(read_records(run.log)) if is_run else (),
         evaluation=read_evaluation(run.path / "eval.json", sae) if is_run else None,
         config=config,
         folder=run.path if is_run else None,
+        mesh=on[1],
     )
 
 
@@ -118,11 +132,37 @@ def _cache_of(config: dict[str, Any], run: RunDir) -> str | None:
     return str(next((p for p in beside if (p / "manifest.json").exists()), name))
 
 
-def _host(host: str | Host | None, cache: Cache) -> Host | None:
-    if host != "auto":
-        return hosts.load(host) if isinstance(host, str) else host
-    name = cache.manifest.host.get("name")
-    return hosts.load(name) if name else None
+def _host(
+    host: str | Host | None, cache: Cache, config: HostMesh, dtype: str | None
+) -> tuple[Host | None, Chosen | None]:
+    """The host, and the mesh that it lies on if that is more than one device, or that is asked for without a host."""
+    identity = cache.manifest.host
+    found = identity.get("name") if host == "auto" else host
+    kind = dtype or identity.get("dtype", "float32")
+    chosen: Chosen | None = None
+
+    def mesh(model: Llama) -> Mesh | None:
+        nonlocal chosen
+        windows = len(jax.local_devices())  # as many as there are devices, which an evaluation makes of its batches
+        chosen = hosts.choose_mesh(config, model, kind, windows)
+        return chosen.mesh if chosen.mesh.size > 1 else None
+
+    if isinstance(found, str) and found:
+        found = hosts.load(found, kind, mesh)
+    elif found and config.asks and (asked := mesh(found.model)):
+        found = hosts.place(found, asked)
+    if not found:
+        return None, _asked(config) if config.asks else None
+    lies = parallel.mesh_of(found.params)
+    return found, Chosen(lies, chosen.reason if chosen else "where the host lies") if lies else None
+
+
+def _asked(config: HostMesh) -> Chosen:
+    """The mesh of a dictionary without a host: over all devices of this process."""
+    devices = jax.local_devices()
+    data, latent = config.data, config.latent
+    mesh = make_mesh(data or len(devices) // (latent or 1), latent or len(devices) // (data or 1), devices)
+    return Chosen(mesh, "as the configuration says")
 
 
 def fingerprint(sae: SAE) -> str:

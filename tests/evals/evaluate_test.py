@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsae import config
+from jaxsae import config, hosts, io, parallel
 from jaxsae.errors import ConfigError, DataError
+from jaxsae.evals import metrics
 from jaxsae.evals.evaluate import EvalConfig, evaluate, windows_of
+from jaxsae.evals.reconstruction import _add
 from jaxsae.sae import make_sae
+from jaxsae.testing.meshes import device_mesh
 from jaxsae.testing.tiny_host import tiny_host
 
 CONFIG = EvalConfig(batch_rows=64, ce_tokens=150, bootstrap=50)
@@ -55,6 +60,34 @@ def test_without_a_host_there_is_no_cross_entropy(coder, cache):
     out = evaluate(coder, cache, config=CONFIG)
     assert "sae_ce" not in out
     assert "fvu" in out
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 3)])
+def test_a_mesh_changes_no_number(out, coder, cache, tiny, shape):
+    mesh = device_mesh(shape)
+    spread = evaluate(io.place(coder, mesh), cache, hosts.place(tiny, mesh), config=CONFIG)
+    differ = {"seconds", "standard_error"}
+    for name in spread.keys() - differ:
+        close = pytest.approx(out[name], rel=2e-4) if isinstance(out[name], float) else out[name]
+        assert spread[name] == close, name
+
+
+def test_a_dictionary_on_a_mesh_is_ranked_where_its_latents_lie(coder):
+    """No device ever sees all latents' pre-activations, nor another's atoms."""
+    mesh = device_mesh((1, 8))
+    with parallel.use(mesh):
+        text = _add.lower(metrics.init(32, 96), io.place(coder, mesh), *rows_of(64)).compile().as_text()
+    assert "all-gather" in text  # candidates: at most 8 devices' k = 6 of each row
+    assert max(sizes_of("all-gather", text)) <= 64 * 8 * 6
+
+
+def rows_of(n):
+    return np.ones((n, 32), np.float32), None, np.ones(n, np.float32)
+
+
+def sizes_of(op, text):
+    shapes = re.findall(rf"= \w+\[([\d,]*)\]\S* {op}\(", text)
+    return [math.prod(int(n) for n in shape.split(",")) for shape in shapes]
 
 
 def test_a_part_of_the_rows(coder, cache):

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsae import hosts, io
 from jaxsae.errors import ConfigError, DataError
 from jaxsae.evals.loss_recovered import Windows, entry, loss_recovered, windows
 from jaxsae.hosts import cross_entropy
 from jaxsae.sae import make_sae
+from jaxsae.testing.meshes import device_mesh
 from jaxsae.testing.tiny_host import tiny_host
 
 T = 24
@@ -75,6 +77,18 @@ def test_equals_four_full_runs(host, data, key, site):
         ablated = out[f"{name}_ce"]
         want = (ablated - out["sae_ce"]) / (ablated - out["clean_ce"])
         assert out[f"loss_recovered_{name}"] == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("lies", ["host", "dictionary", "both"])
+@pytest.mark.parametrize("shape", [(2, 4), (8, 1)])
+def test_on_a_mesh_the_numbers_are_those_of_one_device(host, data, key, shape, lies):
+    sae, mean, mesh = random_sae(32, key), np.linspace(-1, 1, 32).astype(np.float32), device_mesh(shape)
+    alone = loss_recovered(sae, host, SITES[1], data, mean)
+    host = host if lies == "dictionary" else hosts.place(host, mesh)
+    sae = sae if lies == "host" else io.place(sae, mesh)
+    spread = loss_recovered(sae, host, SITES[1], data, mean, batch_windows=3)  # 3 windows become 4, or 8
+    assert spread.pop("standard_error") == pytest.approx(alone.pop("standard_error"), rel=1e-4)
+    assert spread == pytest.approx(alone, rel=2e-5)
 
 
 def test_a_perfect_dictionary_recovers_everything(host, data):

@@ -5,8 +5,10 @@ import json
 import jax
 import pytest
 
+from jaxsae import hosts
 from jaxsae.errors import CheckpointError, ConfigError, DataError
 from jaxsae.evals import EvalConfig, FeaturesConfig
+from jaxsae.hosts import HostMesh
 from jaxsae.report import build_report, evaluated, open_subject
 from jaxsae.testing.tiny_host import tiny_host
 
@@ -16,6 +18,41 @@ def test_a_run_knows_its_surroundings(run_folder, host, cache, log):
     assert (out.name, out.cache.path, out.site) == ("run-7", cache.path, "blocks.1.hook_resid_post")
     assert out.log == log
     assert out.evaluation is None
+
+
+def test_host_and_dictionary_are_read_onto_the_mesh_asked_for(run_folder, host, monkeypatch, tmp_path):
+    loads = []
+
+    def load(name, dtype, mesh):
+        loads.append((name, dtype))
+        found = mesh(host.model)
+        return host if found is None else hosts.place(host, found)
+
+    monkeypatch.setattr("jaxsae.hosts.load", load)
+    spread = open_subject(run_folder, mesh=HostMesh(data=2, latent=4))
+    assert loads == [(host.name, "float32")]  # both as the cache says
+    assert spread.mesh.mesh.shape == {"run": 1, "data": 2, "latent": 4}
+    assert spread.host.params["blocks"]["W_in"].addressable_data(0).shape[2] == host.model.d_mlp // 4
+    assert spread.sae.W_dec.addressable_data(0).shape == (480 // 4, 32)
+    assert open_subject(run_folder, dtype="bfloat16").mesh is None  # CPU devices, none asked for
+    assert loads[1] == (host.name, "bfloat16")
+    alone = open_subject(run_folder, host=None, mesh=HostMesh(latent=8))
+    assert alone.sae.W_dec.addressable_data(0).shape == (480 // 8, 32)
+    cards = FeaturesConfig(minimum=2, latents=20)
+    numbers = EvalConfig(ce_tokens=100, bootstrap=20)
+    pages = [
+        build_report(open_subject(run_folder, host=h, mesh=s), tmp_path / f"{i}.html", config=cards, evaluation=numbers)
+        for i, (h, s) in enumerate([(host, HostMesh()), ("auto", HostMesh(data=2, latent=4))])
+    ]
+    for name in ("sae_ce", "kl", "fvu", "l0", "latents_shown"):
+        assert pages[1][name] == pytest.approx(pages[0][name], rel=2e-4)
+
+
+def test_a_mesh_that_cannot_be_is_one_sentence(run_folder, host):
+    with pytest.raises(ConfigError, match="needs 3 devices, found 8"):
+        open_subject(run_folder, host=None, mesh=HostMesh(data=1, latent=3))
+    with pytest.raises(ConfigError, match="needs 3 devices, found 8"):
+        open_subject(run_folder, host=host, mesh=HostMesh(data=3))
 
 
 def test_a_relative_cache_is_found_from_any_folder(run_folder, cache, monkeypatch, tmp_path):

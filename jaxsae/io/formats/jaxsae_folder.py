@@ -13,9 +13,9 @@ from jaxsae.errors import ConfigError, FormatError
 from jaxsae.io.formats._arrays import all_finite
 from jaxsae.io.formats._base import Config, Notes, bad
 from jaxsae.io.formats._listing import Listing
-from jaxsae.io.formats._place import letters_of
 from jaxsae.io.formats._safetensors import chunks, open_safetensors
 from jaxsae.io.formats._write import as_json, write_beside, writing
+from jaxsae.io.placement import letters_of
 from jaxsae.sae import SAE, Rank, check_shapes
 
 NAME = "jaxsae"
