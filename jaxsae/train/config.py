@@ -87,8 +87,8 @@ class WatchPolicy:
         stall_share: share of the time between two records that may be lost to waiting for data, or by the host between
             steps, before that is told.
         spike_factor: a recorded loss above so many times the median of the 20 before it is a spike.
-        on_spike: "note" it, or "stop" with the last good checkpoint.  A loss that is not finite always stops a run (of
-            a sweep: that member).
+        on_spike: "note" it, or "stop" with the last good checkpoint (not in a sweep, where spikes of each run are
+            noted).  A loss that is not finite always stops a run (of a sweep: that member).
         trace_step: record a profiler trace from this step on into `<output>/profile`; None for none.
         trace_steps: steps in the trace.
     """

@@ -323,8 +323,10 @@ def _lists(sweep: Sequence[str]) -> dict[str, list[float]]:
             values = [float(v) for v in text.split(",")]
         except ValueError:
             values = []
-        if not name or not values:
+        if not name or not values or not np.isfinite(values).all():
             raise ConfigError(f"config key 'sweep': expected a line such as 'lr=1e-4,3e-4', found {line!r}")
+        if abs(most := max(values, key=abs)) > float(np.finfo(np.float32).max):
+            raise ConfigError(f"config key 'sweep': {most:g} is beyond float32, found {line!r}")
         if name in lists:
             raise ConfigError(f"config key 'sweep': {name!r} stands twice; give all its values in one line")
         if name == "seed" and any(v != int(v) or v < 0 for v in values):

@@ -150,17 +150,21 @@ class _Pending:
 
 
 def summarise(metrics: Mapping[str, Any]) -> Record:
-    """Plain numbers of one recipe's metrics; of a fleet's [N], means over the runs that go on, and all under "members".
+    """Plain numbers of one recipe's metrics; of a fleet's [N], means over its sound runs, and all under "members".
+
+    A run is sound if it goes on and its loss is a number: parameters that a last step has spoiled show in an evaluation
+    before the next step stops their run.
 
     Example:
-        >>> found = summarise({"loss": np.array([1.0, np.nan]), "alive": np.array([1.0, 0.0])})
+        >>> found = summarise({"loss": np.array([1.0, np.inf, 3.0]), "alive": np.array([1.0, 1.0, 0.0])})
         >>> found["loss"], found["alive"]
-        (1.0, 1.0)
+        (1.0, 2.0)
     """
     if "alive" not in metrics:
         return {k: float(v) for k, v in metrics.items()}
     alive = np.asarray(metrics["alive"]) > 0
-    means = {k: float(np.mean(v[alive])) if alive.any() else math.nan for k, v in metrics.items() if k != "alive"}
+    sound = alive & np.isfinite(metrics.get("loss", 0.0))
+    means = {k: float(np.mean(v[sound])) if sound.any() else math.nan for k, v in metrics.items() if k != "alive"}
     members = {k: np.asarray(v, float).tolist() for k, v in metrics.items()}
     return {**means, "alive": float(alive.sum()), "members": members}
 

@@ -17,12 +17,22 @@ class Lookout:
 
     def __init__(self, policy: WatchPolicy, trace: Trace):
         self.policy, self.trace = policy, trace
-        self.clock, self._spikes = Clock(policy.stall_share), Spikes(policy.spike_factor)
+        self.clock = Clock(policy.stall_share)
+        self._spikes: dict[str, Spikes] = {}
         self._seen = 0
 
     def spike(self, record: Record) -> str:
-        """A sentence if this record's loss is a spike; each record is looked at once."""
+        """A sentence if this record's loss is a spike, of a sweep's for each run; each record is looked at once."""
         if record["step"] == self._seen or record["loss"] is None:
             return ""
         self._seen = record["step"]
-        return self._spikes.look(record["loss"])
+        members = record.get("members")
+        if members is None:
+            return self._look("", record["loss"])
+        going_on = [i for i, alive in enumerate(members["alive"]) if alive]
+        return "; ".join(filter(None, (self._look(f"run {i}: ", members["loss"][i]) for i in going_on)))
+
+    def _look(self, name: str, loss: float | None) -> str:
+        spikes = self._spikes.setdefault(name, Spikes(self.policy.spike_factor))
+        found = "" if loss is None else spikes.look(loss)
+        return name + found if found else ""

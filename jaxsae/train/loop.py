@@ -18,6 +18,7 @@ import itertools
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -124,6 +125,8 @@ def fit(
     """
     if mesh is None and parallel.several():
         raise ConfigError("a run of several processes needs a mesh over their devices; see jaxsae.parallel.make_mesh")
+    if isinstance(recipe, Fleet) and watch.on_spike == "stop":
+        raise ConfigError("watch.on_spike = 'stop' would end all runs of a sweep for one; expected 'note'")
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.use(mesh))
         sample = _batches(source, 1, put_for(source, mesh))[0]
@@ -237,12 +240,12 @@ class _Run:
             self.log.push("heldout", self.step, found)
 
     def save(self) -> None:
-        """Writes the log up to here, then the checkpoint: only a finite state is worth one.
+        """Writes the log up to here, then the checkpoint: only a finite state is worth one (of a sweep: one run's).
 
         Behind a URL both travel while the next steps run, and the checkpoint does not count before the log is there.
         """
         self.log.flush()
-        if not bool(_finite(self.state.params)):
+        if not bool(_finite(self.state.params, isinstance(self.programs.recipe, Fleet))):
             raise NotFinite(self.step, float("nan"))
         if self.checkpoints is not None and self.run_dir is not None:
             uploaded = parallel.on_first("upload", self.run_dir.push) or (lambda: None)
@@ -259,7 +262,7 @@ class _Run:
                     f"batch {step} of the training data has {bad} rows with values that are not finite, expected "
                     f"finite activations; write the cache again without them{kept}"
                 )
-        lr = float(np.max(self.state.hyper["lr"]))  # of a fleet: the largest
+        lr = float(np.max(parallel.to_host(self.state.hyper["lr"])))  # of a fleet: the largest
         return Diverged(
             f"the loss is {error.loss} at step {error.step}, though the data is finite; lower the learning rate "
             f"(now {lr:.3g}) or warm it up{kept}"
@@ -323,6 +326,8 @@ def _describe(run_dir: RunDir, about: dict[str, Any]) -> None:
     run_dir.push()  # so that a run can be told apart from its beginning on; what goes wrong is told at the next one
 
 
-@jax.jit
-def _finite(params: PyTree) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]))
+@partial(jax.jit, static_argnums=1)
+def _finite(params: PyTree, runs: bool) -> jax.Array:
+    """Whether all parameters are finite; of several runs, whether those of one of them are."""
+    each = [jnp.isfinite(x).all(axis=tuple(range(int(runs), x.ndim))) for x in jax.tree.leaves(params)]
+    return jnp.all(jnp.stack(each), axis=0).any()

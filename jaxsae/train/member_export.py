@@ -1,15 +1,24 @@
 """What a sweep leaves behind: a dictionary and a summary for each of its runs."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from jaxsae import parallel
 from jaxsae.io import save
+from jaxsae.recipes import State
 from jaxsae.sae import SAE, Meta
 from jaxsae.train.fleet import HEALTH, Fleet
 from jaxsae.train.loop import Fitted
-from jaxsae.train.run_dir import RunDir, write_atomic
+from jaxsae.train.run_dir import RunDir, make_folder_of, write_atomic
+from jaxsae.train.stop import Diverged
 
 
 def export_members(
@@ -17,7 +26,8 @@ def export_members(
 ) -> tuple[dict[str, Any], SAE]:
     """Exports every run that did not diverge into `members/<nn>/`, and the one with the lowest loss into `sae/`.
 
-    Losses of runs with different coefficients are not one scale; the choice only decides what `sae/` holds.
+    Losses of runs with different coefficients are not one scale; the choice only decides what `sae/` holds.  Where
+    several processes share the sweep all of them have to call this; the first one writes.
 
     Args:
         fleet: the runs.
@@ -28,22 +38,68 @@ def export_members(
 
     Returns:
         the summary and the dictionary chosen.
+
+    Raises:
+        Diverged: no run is left.
     """
     last = fitted.metrics["train"]["members"]
-    health = fitted.state.track[HEALTH]
+    health = parallel.to_host(fitted.state.track[HEALTH])
+    losses = np.full(fleet.size, np.nan)
     runs = []
     for i, member in enumerate(fleet.members):
         run: dict[str, Any] = {"name": member.name, "seed": member.seed, **dict(member.values)}
-        folder = run_dir.member(i)
-        if bool(health["alive"][i]):
-            run |= {name: values[i] for name, values in last.items() if name != "alive"}
-            save(fleet.export(fitted.state, i, meta=meta.with_extra(run=member.name)), folder.sae)
-            run["sae"] = f"{run_dir}/{run_dir.member_name(i)}/sae"
+        sae = _export(fleet, fitted.state, i, meta) if bool(health["alive"][i]) else None
+        if sae is None:  # also one that its very last step spoiled
+            run["stopped"] = int(health["stopped"][i]) if not health["alive"][i] else fitted.step
         else:
-            run["stopped"] = int(health["stopped"][i])
-        write_atomic(folder.summary, json.dumps(run, indent=1) + "\n")
+            losses[i] = last["loss"][i]
+            run |= {name: values[i] for name, values in last.items() if name != "alive"}
+            run["sae"] = f"{run_dir}/{run_dir.member_name(i)}/sae"
+        parallel.on_first("member", partial(_write, run_dir.member(i), sae, run))
         runs.append(run)
-    best = int(np.nanargmin([run.get("loss", np.nan) for run in runs]))
-    sae = fleet.export(fitted.state, best, meta=meta.with_extra(run=fleet.members[best].name))
-    save(sae, run_dir.sae)
-    return {**{k: v for k, v in summary.items() if k != "train"}, "runs": runs, "best": best}, sae
+    if np.isnan(losses).all():
+        raise Diverged("every run of the sweep has diverged, so that there is no dictionary; lower the learning rates")
+    best = int(np.nanargmin(losses))
+    chosen = _export(fleet, fitted.state, best, meta)
+    assert chosen is not None  # it was exported above
+    parallel.on_first("dictionary", lambda: save(chosen, run_dir.sae))
+    return {**{k: v for k, v in summary.items() if k != "train"}, "runs": runs, "best": best}, chosen
+
+
+def _write(folder: RunDir, sae: SAE | None, run: dict[str, Any]) -> None:
+    if sae is not None:
+        save(sae, folder.sae)
+    make_folder_of(folder.summary)
+    write_atomic(folder.summary, json.dumps(run, indent=1) + "\n")
+
+
+def _export(fleet: Fleet, states: State, index: int, meta: Meta) -> SAE | None:
+    """The dictionary of one run; None if it is not finite."""
+    state = _alone(fleet, states, index)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
+        return None
+    return fleet.recipe.export(state, meta=meta.with_extra(run=fleet.members[index].name))
+
+
+def _alone(fleet: Fleet, states: State, index: int) -> State:
+    """What a dictionary needs of one run; where several processes share the sweep, in each one's memory."""
+    nothing: Any = None
+    states = replace(states, opt=(), key=nothing, track={n: v for n, v in states.track.items() if n != HEALTH})
+    mesh = parallel.mesh_of(states.params)
+    if not parallel.several() or mesh is None:
+        return fleet.member(states, index)
+    own = fleet.size // mesh.shape["run"]
+
+    def member(states: State) -> State:
+        """Of the device that has it on all along `run`: by a sum, since a slice would first gather all runs."""
+        state = fleet.member(states, index % own)
+        if own == fleet.size:
+            return state
+        mine = jax.lax.axis_index("run") == index // own
+        return jax.tree.map(lambda a: jax.lax.psum(jnp.where(mine, a, jnp.zeros_like(a)), "run").astype(a.dtype), state)
+
+    specs = jax.tree.map(lambda a: a.sharding.spec, states)
+    placed = jax.tree.map(lambda a: NamedSharding(mesh, P(*a.sharding.spec[1:])), states)
+    run = member if own == fleet.size else parallel.shard(member, (specs,), P())
+    with parallel.use(mesh):
+        return replace(parallel.to_host(jax.jit(run, out_shardings=placed)(states)), step=states.step)

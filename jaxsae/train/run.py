@@ -121,8 +121,6 @@ def _method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
 
 def _mesh(config: TrainConfig, recipe: Recipe | Fleet) -> Mesh | None:
     """The mesh of a run; its reason is shown."""
-    if isinstance(recipe, Fleet) and parallel.several():
-        raise ConfigError("a sweep runs in one process; start it once, or give one value per scalar")
     chosen = choose(config, recipe, jax.devices())
     if config.log.progress and parallel.first():
         print(chosen, file=sys.stderr)

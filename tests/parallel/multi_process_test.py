@@ -172,6 +172,36 @@ def test_a_killed_process_ends_the_others_with_a_sentence_and_the_same_command_g
     assert (output / "checkpoints" / f"damaged-{newest}").is_dir()
 
 
+def test_a_sweep_is_spread_over_processes_and_goes_on_on_another_mesh(tmp_path, cache):
+    """First each process steps runs of its own, then every run is spread over both; one of the runs diverges."""
+    output, sweep = tmp_path / "run", ("--sweep", "lr=1e-3,1e30", "k=2,4")
+    with Group(tmp_path / "own", 2, words(cache, output, 12, *sweep)) as own:
+        assert own.statuses() == [0, 0], own.everything()
+        assert "mesh run 2 x data 1 x latent 1" in own.said(0)
+        assert "".join((own.said(1), own.said(1, "out"))) == ""
+    with Group(tmp_path / "both", 2, words(cache, output, 20, *sweep, "--mesh.latent", "2")) as both:
+        assert both.statuses() == [0, 0], both.everything()
+        assert "mesh data 1 x latent 2" in both.said(0)
+    alone = train(
+        TrainConfig(
+            recipes.topk.Config(d_sae=64, k=4),
+            cache.path,
+            str(tmp_path / "alone"),
+            training_tokens=20 * B,
+            train_batch_size_tokens=B,
+            sweep=("lr=1e-3,1e30", "k=2,4"),
+            log=LogPolicy(every_steps=5, progress=False),
+        )
+    )
+    there = json.loads((output / "train.json").read_text())
+    assert [r.get("stopped") for r in there["runs"]] == [r.get("stopped") for r in alone.summary["runs"]]
+    assert there["best"] == alone.summary["best"]
+    for i in (0, 1):
+        assert_close(load(output / f"members/0{i}/sae").params, load(alone.run_dir.member(i).sae).params, 2e-5)
+        steps = [r["step"] for r in read_records(output / f"members/0{i}/log.jsonl") if r["kind"] == "train"]
+        assert steps == [1, 5, 10, 12, 15, 20]
+
+
 def test_unlike_processes_are_named(tmp_path, cache):
     """Another option is simulated by the environment of a command's own file, another version by a false record."""
     record = tmp_path / "false" / "optax-0.0.1.dist-info"

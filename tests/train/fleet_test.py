@@ -9,13 +9,31 @@ import numpy as np
 import pytest
 
 from jaxsae import io, recipes
+from jaxsae.cli.train import print_table
 from jaxsae.config import from_dict, read_file
 from jaxsae.data.manifest import Manifest
+from jaxsae.data.sources import ArraySource
 from jaxsae.data.writer import Block, CacheWriter
 from jaxsae.errors import ConfigError
 from jaxsae.io.digest import digests
-from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig, export, read_records, train
+from jaxsae.sae import Meta
+from jaxsae.train import (
+    CheckpointPolicy,
+    Diverged,
+    EvaluatePolicy,
+    LogPolicy,
+    RunDir,
+    TrainConfig,
+    WatchPolicy,
+    export,
+    fit,
+    read_records,
+    train,
+)
 from jaxsae.train.fleet import HEALTH, Fleet, Member, parse_sweep
+from jaxsae.train.lookout import Lookout
+from jaxsae.train.loop import Fitted
+from jaxsae.train.member_export import export_members
 
 D, B = 16, 64
 ROWS = np.random.default_rng(0).standard_normal((1024, 4), np.float32) @ np.random.default_rng(1).standard_normal(
@@ -88,6 +106,8 @@ def test_lines_of_a_sweep():
     for lines, grid, message in [
         (["lr"], True, "expected a line such as"),
         (["lr=a,b"], True, "expected a line such as"),
+        (["lr=1,inf"], True, "expected a line such as"),
+        (["lr=1e39"], True, "1e\\+39 is beyond float32"),
         (["lr=1", "lr=2"], True, "stands twice"),
         (["seed=0.5"], True, "whole numbers"),
         (["lr=1,2", "seed=0,1,2"], False, "lists of one length"),
@@ -129,7 +149,7 @@ def config(cache, output, **other) -> TrainConfig:
     )
 
 
-def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path):
+def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path, capsys):
     result = train(config(cache, tmp_path / "run", sweep=("lr=1e-3,1e30", "k=2,8")))
     summary = json.loads((tmp_path / "run" / "train.json").read_text())
     assert [r["name"] for r in summary["runs"]][:2] == ["k=2,lr=0.001,seed=0", "k=8,lr=0.001,seed=0"]
@@ -141,6 +161,53 @@ def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path):
         assert [r["step"] for r in records if r["kind"] == "train"] == [1, 4, 8, 12]
     assert "not finite" in read_records(result.run_dir.member(3).log)[-1]["event"]
     assert digests(result.sae.params) == digests(io.load(result.run_dir.member(summary["best"]).sae).params)
+    print_table(result.summary)
+    table = capsys.readouterr().out
+    assert table.count("/sae") == 3  # the chosen one, and one of each sound run
+    assert table.count(f"diverged at step {summary['runs'][2]['stopped']}") == 2
+
+
+def test_a_run_that_an_evaluation_finds_spoiled_does_not_end_the_others(cache, tmp_path):
+    """Its parameters blew up in the step before; the next would stop it, but an evaluation and a save come first."""
+    wild = config(cache, tmp_path / "run", sweep=("lr=1e-3,1e30,1e38",))
+    wild = dataclasses.replace(wild, evaluate=EvaluatePolicy(every_steps=1, batches=1))
+    wild = dataclasses.replace(wild, checkpoint=CheckpointPolicy(every_steps=1))
+    result = train(wild)
+    assert ["sae" in r for r in result.summary["runs"]] == [True, False, False]
+    alone = train(config(cache, tmp_path / "alone", sweep=("lr=1e-3",)))
+    np.testing.assert_allclose(result.sae.W_dec, alone.sae.W_dec, rtol=0, atol=2e-5)
+    heldout = [r for r in read_records(result.run_dir.log) if r["kind"] == "heldout"]
+    assert len(heldout) == 12
+    assert all(np.isfinite(r["loss"]) for r in heldout)
+
+
+def test_a_run_spoiled_by_the_last_step_leaves_no_dictionary(tmp_path):
+    fleet = Fleet(RECIPE, MEMBERS)
+    states, _ = go(fleet, 1)
+    losses = {"members": {"loss": [3.0, 2.0, 1.0], "alive": [1.0, 1.0, 1.0]}}
+
+    def left_by(spoiled):
+        params = states.params | {"b_dec": states.params["b_dec"].at[spoiled].set(jnp.inf)}
+        fitted = Fitted(dataclasses.replace(states, params=params), 1, {"train": losses}, 0.0)
+        with RunDir(tmp_path / str(len(spoiled))).open() as run_dir:
+            return export_members(fleet, fitted, run_dir, Meta(), {})[0]
+
+    summary = left_by(jnp.array([2]))
+    assert [r.get("stopped") for r in summary["runs"]] == [None, None, 1]
+    assert summary["best"] == 1
+    with pytest.raises(Diverged, match="every run of the sweep has diverged"):
+        left_by(jnp.array([0, 1, 2]))
+
+
+def test_spikes_are_told_run_by_run_and_stop_no_sweep():
+    look = Lookout(WatchPolicy(spike_factor=3.0), None)
+    calm = {"loss": 2.0, "members": {"loss": [2.0, 2.0, 2.0], "alive": [1.0, 1.0, 0.0]}}
+    assert [look.spike({"step": i, **calm}) for i in range(1, 8)] == [""] * 7
+    wild = {"loss": 4.0, "members": {"loss": [2.0, 8.0, 9e9], "alive": [1.0, 1.0, 0.0]}}
+    assert look.spike({"step": 8, **wild}) == "run 1: the loss is 8, 4 times the median 2 of the last records"
+    source = ArraySource(ROWS, batch_size=B)
+    with pytest.raises(ConfigError, match="'stop' would end all runs of a sweep"):
+        fit(Fleet(RECIPE, MEMBERS), source, 2, key=None, watch=WatchPolicy(on_spike="stop"))
 
 
 def test_a_sweep_is_written_in_the_configuration_file(tmp_path):
