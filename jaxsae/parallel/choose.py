@@ -117,6 +117,7 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
     each, need = count // run, replace(need, members=need.members // run)
     if config.data and config.latent:
         return _checked(config.data, config.latent, run, need, devices, "as the configuration says", config.zero)
+    _require_factor(config, each)
     if each == 1:
         told = "there is one device" if run == 1 else "members of a sweep share nothing but the batch"
         return _checked(1, 1, run, need, devices, told, config.zero)
@@ -132,6 +133,16 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
     fitting = [m for m in possible if memory is None or need.state_bytes / m[1] <= USABLE * memory] or possible[:1]
     data, latent = min(fitting, key=lambda m: need.traffic(*m))
     return _checked(data, latent, run, need, devices, _reason(need, data, latent, possible, fitting), config.zero)
+
+
+def _require_factor(config: MeshConfig, count: int) -> None:
+    """What is fixed of data and latent must divide the devices, of which the rest is chosen."""
+    for name in ("data", "latent"):
+        if count % (getattr(config, name) or 1):
+            raise ConfigError(
+                f"mesh.{name} = {getattr(config, name)} does not divide the {count} devices; choose a factor of "
+                f"{count}, or leave it out"
+            )
 
 
 def _runs(config: MeshConfig, need: Need, count: int) -> int:

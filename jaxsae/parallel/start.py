@@ -149,8 +149,8 @@ def _has_tpu() -> bool:
 
 
 def _join(place: Place, options: dict[str, Any]) -> None:
-    limit = int(os.environ.get("JAXSAE_START_SECONDS") or START_SECONDS)
-    heartbeat = int(os.environ.get("JAXSAE_HEARTBEAT_SECONDS") or HEARTBEAT_SECONDS)
+    limit = _seconds("JAXSAE_START_SECONDS", START_SECONDS)
+    heartbeat = _seconds("JAXSAE_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
     options = options | {"initialization_timeout": 2 * limit, "heartbeat_timeout_seconds": heartbeat}
     known = inspect.signature(jax.distributed.initialize).parameters
     before = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
@@ -158,6 +158,11 @@ def _join(place: Place, options: dict[str, Any]) -> None:
         jax.distributed.initialize(**{k: v for k, v in options.items() if k in known})
     if before is not None:  # jax takes SIGTERM over for a service of its own, and then nobody else sees it
         signal.signal(signal.SIGTERM, before)
+
+
+def _seconds(name: str, otherwise: int) -> int:
+    """A limit from the environment."""
+    return _number(f"environment variable {name}", os.environ.get(name) or otherwise, 1)
 
 
 @contextmanager

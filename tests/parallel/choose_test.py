@@ -67,6 +67,9 @@ def test_cpu_devices_are_used_only_when_asked_for():
     ("config", "need", "words"),
     [
         (MeshConfig(data=3, latent=2), NEED, "needs 6 devices, found 8"),
+        (MeshConfig(data=16), NEED, "mesh.data = 16 does not divide the 8 devices; choose a factor of 8"),
+        (MeshConfig(latent=3), NEED, "mesh.latent = 3 does not divide the 8 devices"),
+        (MeshConfig(run=8, data=2), dataclasses.replace(NEED, members=8), "mesh.data = 2 does not divide the 1 dev"),
         (MeshConfig(latent=8, data=1), Need(64, 1001, 256), "the nearest are 1000 or 1008"),
         (MeshConfig(data=8, latent=1), Need(64, 1024, 100), "the nearest are 96 or 104"),
         (MeshConfig(data=2, latent=4, zero=True), Need(64, 1020, 256), "the nearest are 1016 or 1024"),

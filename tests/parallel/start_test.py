@@ -54,6 +54,14 @@ def test_impossible_places(given, words):
         where(*given)
 
 
+@pytest.mark.parametrize("name", ["JAXSAE_START_SECONDS", "JAXSAE_HEARTBEAT_SECONDS"])
+@pytest.mark.parametrize("value", ["abc", "0", "1.5"])
+def test_limits_in_the_environment_are_whole_seconds(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name} must be a whole number from 1 on, found '{value}'"):
+        parallel.start("127.0.0.1:1", 2, 0)
+
+
 @pytest.mark.parametrize("tasks", [1, 8])
 def test_a_slurm_step_of_one_task_is_one_process(monkeypatch, tasks):
     for name, value in zip(SLURM, ("9", "node[3-4]", str(tasks), "0", "0"), strict=True):
