@@ -58,7 +58,7 @@ def print_table(summary: dict[str, Any]) -> None:
         values = [f"{m[key]:.4g} {kind}" for kind, m in (("train", train_metrics), ("held-out", heldout)) if key in m]
         if values:
             table.add_row(name, ", ".join(values))
-    table.add_row("dictionary", summary["sae"])
+    table.add_row("dictionary", summary["sae"] or summary["left_out"])
     Console().print(table)
     if "runs" in summary:
         Console().print(_runs_table(summary["runs"]))

@@ -7,7 +7,7 @@ from jaxsae.parallel.lost import lost, peer_lost
 from jaxsae.parallel.processes import agree_on, barrier, count, exchange, first, gather, index, on_first, several
 from jaxsae.parallel.specs import AXES, make_mesh, mesh_of, sharding, spec
 from jaxsae.parallel.start import Place, start
-from jaxsae.parallel.whole import to_host
+from jaxsae.parallel.whole import machine_bytes, to_host
 
 __all__ = [
     "AXES",
@@ -25,6 +25,7 @@ __all__ = [
     "gather",
     "index",
     "lost",
+    "machine_bytes",
     "make_mesh",
     "memory_of",
     "mesh_of",

@@ -1,6 +1,8 @@
 """Arrays that are spread over several processes, brought whole into each process's memory."""
 
 import math
+import os
+import pathlib
 from typing import Any
 
 import jax
@@ -12,6 +14,25 @@ from jaxsae.typing import PyTree
 
 #: Bytes that are whole on every device at a time.
 PIECE = 1 << 28
+#: Where Linux tells how much memory a container may use, version 2 and 1 of control groups.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def machine_bytes() -> int | None:
+    """Memory of this machine, or what its container may use of it; None where the system does not tell.
+
+    Example:
+        >>> (machine_bytes() or 1) > 0
+        True
+    """
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (ValueError, OSError, AttributeError):  # not a POSIX system
+        return None
+    for file in map(pathlib.Path, _LIMITS):
+        text = file.read_text().strip() if file.is_file() else ""
+        found += [int(text)] if text.isdigit() else []
+    return min(found)
 
 
 def to_host(tree: PyTree) -> PyTree:

@@ -22,6 +22,7 @@ from jaxsae.io.digest import digests
 from jaxsae.io.files import WORKINGS
 from jaxsae.parallel import Chosen, make_mesh
 from jaxsae.sae import SAE
+from jaxsae.train.export import export
 from jaxsae.train.logs import Record, read_records
 from jaxsae.train.run_dir import RunDir
 
@@ -87,15 +88,31 @@ def open_subject(
         ConfigError: a dictionary without a run, and no cache given.
         FormatError, DataError, HostError: what is there cannot be read, or does not belong together.
     """
-    if not hub.is_address(path) and Folder(path).remote:
-        with local_copy(Folder(path), skip=WORKINGS) as copy:
-            found = open_subject(copy, cache=cache, host=host, site=site, like=like, mesh=mesh, dtype=dtype)
-        return replace(found, folder=os.fspath(path).rstrip("/") if found.folder else None)
-    run = RunDir(hub.fetch(os.fspath(path)) if hub.is_address(path) else path)
+    given = (cache, host, site, like, mesh, dtype)
+    if hub.is_address(path) or not Folder(path).remote:
+        run = RunDir(hub.fetch(os.fspath(path)) if hub.is_address(path) else path)
+        return _open(run, run, *given)
+    with local_copy(Folder(path), skip=WORKINGS) as copy:
+        found = _open(RunDir(copy), RunDir(path), *given)
+    return replace(found, folder=os.fspath(path).rstrip("/") if found.folder else None)
+
+
+def _open(
+    run: RunDir,
+    place: RunDir,
+    cache: str | os.PathLike | Cache | None,
+    host: str | Host | None,
+    site: str | None,
+    like: Subject | None,
+    mesh: HostMesh,
+    dtype: str | None,
+) -> Subject:
+    """`open_subject` of a run on this machine, whose checkpoints lie in `place`."""
     if not run.path.exists():
         raise CheckpointError(f"there is no run and no dictionary at {str(run.path)!r}; check the path")
     is_run = run.config.exists()
-    if is_run and not run.sae.exists():
+    left_out = is_run and not run.sae.exists() and _left_out(run)
+    if is_run and not run.sae.exists() and not left_out:
         raise CheckpointError(
             f"the run {str(run.path)!r} has no dictionary yet (no sae/); let `jaxsae train` finish it"
         )
@@ -108,7 +125,8 @@ def open_subject(
         on: tuple[Host | None, Chosen | None] = like.host, like.mesh
     else:
         on = _host(host, opened, mesh, dtype)
-    sae = load(run.sae if is_run else run.path, mesh=on[1].mesh if on[1] else None)
+    there = on[1].mesh if on[1] else None
+    sae = export(place, mesh=there) if left_out else load(run.sae if is_run else run.path, mesh=there)
     return Subject(
         name=run.path.name,
         sae=sae,
@@ -121,6 +139,14 @@ def open_subject(
         folder=run.path if is_run else None,
         mesh=on[1],
     )
+
+
+def _left_out(run: RunDir) -> bool:
+    """Whether a finished run left its dictionary in the checkpoint, for want of memory to write it."""
+    try:
+        return bool(json.loads(run.summary.read_text(encoding="utf-8")).get("left_out"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _cache_of(config: dict[str, Any], run: RunDir) -> str | None:

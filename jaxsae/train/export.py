@@ -1,20 +1,29 @@
 """Any checkpoint of a run as a dictionary, ready for `jaxsae.save` in any format."""
 
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from jaxsae import parallel
 from jaxsae.config import from_dict
 from jaxsae.errors import CheckpointError, ConfigError
 from jaxsae.io.checkpoint import Checkpoints
-from jaxsae.recipes import Recipe
+from jaxsae.recipes import Programs, Recipe
 from jaxsae.sae import SAE, Meta
 from jaxsae.train.fleet import Fleet
 from jaxsae.train.run_dir import RunDir
 
 
-def export(run: str | os.PathLike, step: int | None = None, form: str = "auto", member: int | None = None) -> SAE:
+def export(
+    run: str | os.PathLike,
+    step: int | None = None,
+    form: str = "auto",
+    member: int | None = None,
+    mesh: Mesh | None = None,
+) -> SAE:
     """The dictionary that a run had after a step.
 
     Args:
@@ -22,6 +31,8 @@ def export(run: str | os.PathLike, step: int | None = None, form: str = "auto", 
         step: one of its checkpoints; None for the newest sound one.
         form: inference form, see `Recipe.export`.
         member: which run of a sweep; None for a run that is none.
+        mesh: devices the state is read onto, each its part; None for the default device.  A mesh that the run was
+            trained on has room for it.
 
     Raises:
         CheckpointError: no such run or step (the ones there are, are listed), or a damaged checkpoint.
@@ -44,11 +55,12 @@ def export(run: str | os.PathLike, step: int | None = None, form: str = "auto", 
         if (member is not None) if not runs else (member is None or not 0 <= member < runs):
             wanted = f"a member from 0 to {runs - 1} of the sweep" if runs else "no member, it is a single run"
             raise ConfigError(f"{str(folder)!r}: expected {wanted}, found {member}")
-        sample = {"x": jax.ShapeDtypeStruct((2, recipe.d_in), jnp.float32)}
-        restored = kept.restore(jax.eval_shape(recipe.init, jax.random.key(0), sample), step)
+        sample: Any = {"x": jax.ShapeDtypeStruct((2, recipe.d_in), jnp.float32)}
+        restored = kept.restore(Programs(recipe, mesh, sample).abstract, step)
     if restored is None:
         raise CheckpointError(f"{str(folder)!r} has no sound checkpoint to export")
     meta = Meta().with_extra(step=int(restored.state.step))
-    if member is None:
-        return recipe.export(restored.state, form, meta)
-    return recipe.export(restored.state, member, form, meta=meta)
+    with parallel.use(mesh):
+        if member is None:
+            return recipe.export(restored.state, form, meta)
+        return recipe.export(restored.state, member, form, meta=meta)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -17,13 +18,19 @@ import pytest
 
 from jaxsae import config as tagged
 from jaxsae import io
-from jaxsae.cli.train import Train
+from jaxsae.cli.train import Train, print_table
 from jaxsae.data.manifest import Manifest
 from jaxsae.data.writer import Block, CacheWriter
 from jaxsae.errors import CheckpointError, ConfigError, DataError
+from jaxsae.hosts import HostMesh
 from jaxsae.io.digest import digests
+from jaxsae.parallel import MeshConfig, make_mesh
 from jaxsae.recipes import jumprelu_tanh_quad, relu_l1, topk
-from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig, export, read_records, train
+from jaxsae.report import open_subject
+from jaxsae.sae import make_sae
+from jaxsae.testing.conformance import assert_close
+from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, RunDir, TrainConfig, export, read_records, train
+from jaxsae.train.run import ROOM, too_large
 
 D = 16
 SITE = "blocks.1.hook_resid_post"
@@ -58,6 +65,46 @@ def make(cache, output, tokens: int = 64 * 40, **kwargs) -> TrainConfig:
         "evaluate": EvaluatePolicy(every_steps=20, batches=3),
     }
     return TrainConfig(cache=cache, output=str(output), training_tokens=tokens, **(defaults | kwargs))
+
+
+def test_a_dictionary_too_large_for_the_machine_stays_in_the_checkpoint_and_is_read_onto_a_mesh(
+    cache, tmp_path, monkeypatch, capsys
+):
+    whole = train(make(cache, tmp_path / "whole"))
+    monkeypatch.setattr("jaxsae.parallel.machine_bytes", lambda: 4096)
+    config = make(cache, tmp_path / "run", mesh=MeshConfig(data=2, latent=4))
+    result = train(config)
+    assert not result.run_dir.sae.exists()
+    assert result.sae.W_dec.addressable_data(0).shape == (16, D)
+    left_out = json.loads(result.run_dir.summary.read_text())["left_out"]
+    assert re.fullmatch(
+        r"a dictionary of \S+ GiB, which takes \S+ GiB to write on a machine of .* mesh=mesh\) reads it", left_out
+    )
+    print_table(result.summary)
+    assert "newest checkpoint" in capsys.readouterr().out
+    read = export(tmp_path / "run", mesh=make_mesh(2, 4))
+    assert read.W_dec.addressable_data(0).shape == (16, D)
+    assert_close(read.params, whole.sae.params, 2e-5)
+    subject = open_subject(tmp_path / "run", host=None, mesh=HostMesh(latent=8))
+    assert subject.sae.W_dec.addressable_data(0).shape == (8, D)
+    monkeypatch.undo()
+    again = train(config)  # on a larger machine the same command writes it
+    assert digests(io.load(again.run_dir.sae).params) == digests(read.params)
+
+
+def test_writing_takes_an_array_or_all_of_them_and_behind_a_url_two_files_more(monkeypatch, tmp_path):
+    eye = jnp.eye(16)
+    sae = make_sae({"W_enc": eye, "b_enc": jnp.zeros(16), "W_dec": eye, "b_dec": jnp.zeros(16)})
+    array, total = 4 * 16 * 16, 4 * (2 * 16 * 16 + 2 * 16)
+    for several, place, need in [
+        (False, tmp_path, array),
+        (True, tmp_path, total),
+        (False, "gs://bucket/run", array + 2 * total),
+        (True, "gs://bucket/run", 3 * total),
+    ]:
+        monkeypatch.setattr("jaxsae.parallel.several", lambda several=several: several)
+        assert not too_large(sae, RunDir(place), memory=round(need / ROOM) + 1)
+        assert too_large(sae, RunDir(place), memory=round(need / ROOM) - 1)
 
 
 def test_a_run_leaves_config_log_checkpoints_dictionary_and_summary(cache, tmp_path):

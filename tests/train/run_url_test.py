@@ -75,6 +75,13 @@ def test_it_is_read_by_its_url(cache, tmp_path, gcs):
     assert open_subject(result.run_dir, host=None).folder == URL
 
 
+def test_a_dictionary_left_out_is_read_from_the_checkpoint_behind_the_url(cache, gcs, monkeypatch):
+    monkeypatch.setattr("jaxsae.parallel.machine_bytes", lambda: 4096)
+    result = train(make(cache, URL))
+    assert not any("/sae/" in name for name in gcs.names("bucket"))
+    assert digests(open_subject(URL, host=None).sae.params) == digests(result.sae.params)
+
+
 def test_eval_and_report_write_beside_the_run(cache, gcs):
     train(make(cache, URL))
     found = Eval(path=URL, host="none").run()
