@@ -23,7 +23,7 @@ Each is one function in `jaxsae.recipes`, one config in `configs/`, and a choice
 `docs/combinations.md` what goes with what.
 
 * **changes**: members that differ from `topk`.
-* **path**: *fused*, encoding and selection in one op that never writes the pre-activations; *dense* otherwise.
+* **path**: *fused*, encoding and selection in one op, with a sparse backward pass; *dense* otherwise.
 * **inference**: forms of the exported coder, the default first.
 * **source**: what is not certain about it; empty where docstring and source leave nothing open.
 """
