@@ -15,7 +15,7 @@ usage: launch/local.sh VERB [options] [-- COMMAND...]
   run     run COMMAND here and show its log; the same call goes on where an earlier one stopped
   logs    show the log of a command that runs
   status  how the command goes
-  stop    ask the command to save and end
+  stop    ask the command to save and end; a run that follows it ends too
 
 TEXT
   option_table

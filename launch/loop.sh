@@ -46,15 +46,16 @@ there() { # a local file's name on the worker
 
 # run_to_end: returns when the command has ended well on every machine; otherwise ends the script with its status.
 run_to_end() {
-  local restarts=0 quick=0 began
+  local restarts=0 quick=0 start=start began
   while :; do
     ready
     run_setup
-    on_all start "${COMMAND[@]}" || fail 1 "the command could not be started on every worker; the lines above say why"
+    on_all "$start" "${COMMAND[@]}" || not_started
     STARTED=1 began=$SECONDS
     [ -z "${OPT_DETACH-}" ] || return 0
     watch
     [ "$OUTCOME" != finished ] || return 0
+    [ "$OUTCOME" != stopped ] || end_stopped
     [ "$OUTCOME" != failed ] || give_up "which another start would not change"
     if [ "$OUTCOME" = again ] && [ $((SECONDS - began)) -lt "$SOON" ]; then quick=$((quick + 1)); else quick=0; fi
     [ "$quick" -lt 3 ] || give_up "three times within $SOON s of its start"
@@ -62,10 +63,25 @@ run_to_end() {
     [ "$restarts" -le "$OPT_MAX_RESTARTS" ] ||
       fail "$STATUS" "given up after $OPT_MAX_RESTARTS restarts (--max-restarts); the last time, $WHY"
     say "$WHY; starting the same command again (restart $restarts of at most $OPT_MAX_RESTARTS)"
-    STARTED=
-    [ "$OUTCOME" = replace ] || on_all stop "$OPT_GRACE" >/dev/null
+    STARTED=''
+    start=start
+    if [ "$OUTCOME" = again ]; then # new machines know of no stop
+      on_all stop "$OPT_GRACE" for-restart >/dev/null
+      start=restart
+    fi
     pause "$OPT_POLL"
   done
+}
+not_started() { # a stop may have come between a crash and the restart; what was started nevertheless must end too
+  if results 0 && asked_to_stop; then
+    on_all stop "$OPT_GRACE"
+    end_stopped
+  fi
+  fail 1 "the command could not be started on every worker; the lines above say why"
+}
+end_stopped() { # with the status of SIGTERM, as if the launcher had got the signal
+  say "stopped with the verb stop; what it saved is kept, and the same call goes on from there"
+  exit 143
 }
 give_up() { # ends with the program's own status, after the last words of the worker that ended first
   grep "^worker $CULPRIT | " "$RESULTS" >&2
@@ -77,13 +93,13 @@ run_setup() {
   on_all "${SETUP[@]}" || fail 1 "the Python environment could not be made on every worker; the lines above say why"
 }
 
-# watch: shows the log until the command has ended, then sets OUTCOME to finished, failed, again (start again on these
-# machines) or replace (they are gone), with STATUS, CULPRIT and WHY.
+# watch: shows the log until the command has ended, then sets OUTCOME to finished, failed, stopped (somebody called
+# stop), again (start again on these machines) or replace (they are gone), with STATUS, CULPRIT and WHY.
 watch() {
   local lines=all lapses=0
   while :; do
     on_first follow "$lines"
-    if results; then
+    if results 60; then
       judge
       [ "$OUTCOME" = running ] || return 0
       lapses=0
@@ -99,11 +115,13 @@ watch() {
     lines=20
   done
 }
-results() { # results: asks every worker how it ended, into RESULTS
+results() { # results SECONDS: asks every worker how it ended, waiting so long for the end, into RESULTS
   RESULTS=$SCRATCH/results
-  on_all result 60 >"$RESULTS" || return
+  on_all result "$1" >"$RESULTS" || return
   [ -n "$DRY_RUN" ] || grep -q '^worker ' "$RESULTS"
 }
+asked_to_stop() { grep -qE '^worker [^ ]*: .*, asked to stop$' "$RESULTS"; }
+runs() { grep -qE '^worker [^ ]*: running' "$RESULTS"; }
 
 # judge: the worker that ended badly first is the cause; what the others say is usually the consequence.
 judge() {
@@ -112,13 +130,18 @@ judge() {
   if [ -n "$DRY_RUN" ]; then return; fi
   if grep -qE '^worker [^ ]*: (lost|absent)' "$RESULTS"; then
     OUTCOME=again WHY="a worker's program vanished, as after a reboot"
-  elif first=$(sed -nE 's/^worker ([^ ]*): ended ([1-9][0-9]*) at (.*)$/\3 \2 \1/p' "$RESULTS" | sort -n | head -n 1) && [ -n "$first" ]; then
+  elif first=$(sed -nE 's/^worker ([^ ]*): ended ([1-9][0-9]*) at ([0-9.]*).*$/\3 \2 \1/p' "$RESULTS" | sort -n | head -n 1) && [ -n "$first" ]; then
     read -r _ STATUS CULPRIT <<<"$first"
     WHY="the command ended with status $STATUS on worker $CULPRIT"
     # 1: an error with a name, 2: a wrong call, 126 and 127: no such command.  Another start would end the same way.
     case $STATUS in 1 | 2 | 126 | 127) OUTCOME=failed ;; *) OUTCOME=again ;; esac
-  elif grep -qE '^worker [^ ]*: running' "$RESULTS"; then
+  elif runs; then
     OUTCOME=running
+    return
+  fi
+  if [ "$OUTCOME" = again ] && asked_to_stop; then # final, but some may still be saving
+    OUTCOME=stopped
+    ! runs || OUTCOME=running
     return
   fi
   if [ "$OUTCOME" != finished ] && gone; then OUTCOME=replace WHY="the machines were taken away"; fi

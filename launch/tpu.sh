@@ -18,7 +18,7 @@ usage: launch/tpu.sh VERB --project P --zone Z --name N [options] [-- COMMAND...
   create  ask for the slice and wait until it is there
   logs    show the log of a command that runs
   status  the state of the slice and of the command on every worker
-  stop    ask the command on every worker to save and end
+  stop    ask the command on every worker to save and end; a run that follows it ends too
   delete  delete the slice and what is on its disks
 
 TEXT

@@ -4,10 +4,12 @@
 #
 #   worker.sh setup PYTHON PACKAGE [CONSTRAINTS]   a Python environment in env/, made anew only when these change
 #   worker.sh start COMMAND...                     in the background; never a second one beside it
+#   worker.sh restart COMMAND...                   the same after a crash; refuses if somebody called `stop` meanwhile
 #   worker.sh follow LINES                         the log until the command ends; `all` is all of this start
 #   worker.sh result SECONDS                       `worker HOST: ended STATUS at TIME`, or running, lost, absent, waiting
-#                                                  up to SECONDS for the end; after a bad end also its last words
-#   worker.sh stop SECONDS                         SIGTERM, so that the program saves; SIGKILL SECONDS later
+#                                                  up to SECONDS for the end; after a bad end also its last words;
+#                                                  `, asked to stop` is added if that is why
+#   worker.sh stop SECONDS [for-restart]           SIGTERM, so that the program saves; SIGKILL SECONDS later
 set -uo pipefail
 
 self=$(cd "$(dirname "$0")" && pwd)/${0##*/}
@@ -72,6 +74,7 @@ make_environment() {
 
 # ---- the command ----------------------------------------------------------------------------------------------
 # pid holds `SUPERVISOR PROGRAM BOOT`; the supervisor writes `STATUS TIME` into status when the program has ended.
+# asked holds the PROGRAM that got SIGTERM; stopped is there once somebody wants it to end and not to start again.
 
 boot() { cat /proc/sys/kernel/random/boot_id 2>/dev/null || echo unknown; }
 alive() { # a zombie, which a container may keep for ever, is not alive
@@ -109,7 +112,7 @@ start() {
     return
   fi
   command -v setsid >/dev/null || fail "this machine has no setsid, which keeps a program alive without its terminal"
-  rm -f "$root/pid" "$root/status"
+  rm -f "$root/pid" "$root/status" "$root/asked" "$root/stopped"
   printf '%s' "$command" >"$root/command"
   touch "$root/log"
   wc -c <"$root/log" >"$root/start-of-log"
@@ -119,6 +122,10 @@ start() {
     sleep 0.1
   done
   fail "the command did not start; see $root/log"
+}
+restart() { # a launcher that is still alive must not undo what `stop` did
+  [ ! -f "$root/stopped" ] || fail "the command was asked to stop, so it is not started again"
+  start "$@"
 }
 supervise() {
   local status
@@ -133,11 +140,12 @@ supervise() {
   printf '%s %s\n' "$status" "$(date +%s.%N)" >"$root/status.new" && mv "$root/status.new" "$root/status"
 }
 
+why_ended() { [ ! -f "$root/stopped" ] || printf ', asked to stop'; }
 result() {
   local ended
   await_end "$1"
   ended=$(state)
-  say "$ended"
+  say "$ended$(why_ended)"
   case $ended in
     'ended 0 '* | running | absent) ;;
     *) tail -n 6 "$root/log" | sed "s/^/worker $(hostname) | /" ;;
@@ -157,9 +165,13 @@ follow() {
 
 stop() {
   local supervisor program
+  [ "${2-}" = for-restart ] || touch "$root/stopped" # before the signal, so that whoever sees the end knows why
   if [ "$(state)" = running ]; then
     read -r supervisor program _ <"$root/pid"
-    kill -TERM "$program" 2>/dev/null
+    if [ "$(cat "$root/asked" 2>/dev/null)" != "$program" ]; then # a second SIGTERM would cut the save short
+      printf '%s' "$program" >"$root/asked"
+      kill -TERM "$program" 2>/dev/null
+    fi
     if ! await_end "$1"; then
       say "has not ended $1 s after SIGTERM, killed; what it last saved is kept"
       kill -KILL -- "-$supervisor" 2>/dev/null
@@ -167,12 +179,12 @@ stop() {
       await_end 10
     fi
   fi
-  say "$(state)"
+  say "$(state)$(why_ended)"
 }
 
 verb=${1-}
 shift
 case $verb in
-  setup | start | supervise | result | follow | stop) "$verb" "$@" ;;
+  setup | start | restart | supervise | result | follow | stop) "$verb" "$@" ;;
   *) fail "unknown verb '$verb'" ;;
 esac

@@ -117,6 +117,14 @@ def test_a_dry_run_prints_the_calls(cloud):
     assert [plain(shlex.split(line)) for line in dry.stdout.splitlines()] == [plain(c) for c in cloud.calls("kubectl")]
 
 
+def test_a_job_that_was_stopped_is_waited_for_and_not_resumed(cloud):
+    cloud.plan(conditions=["", "Suspended", "Suspended", "Completed"])
+    done = cloud.run("gke.sh", "run", *JOB, *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("waiting for somebody to resume it") == 1
+    assert [call[1] for call in cloud.calls("kubectl")] == ["config", "apply", *["logs", "get"] * 4]
+
+
 def test_a_failed_job_ends_with_its_last_words(cloud):
     cloud.plan(conditions=["Failed"])
     done = cloud.run("gke.sh", "run", *JOB, *TRAIN)

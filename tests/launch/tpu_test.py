@@ -166,9 +166,38 @@ def test_the_same_call_goes_on_with_a_command_that_still_runs(cloud):
     assert stopped.returncode == 0
     assert "worker w0: ended 143" in stopped.stdout
     assert DELETE in stopped.stderr
-    again.terminate()
-    again.communicate()
+    _, errors = again.communicate(timeout=30)
+    assert again.returncode == 143, errors
+    assert "stopped with the verb stop" in errors
     assert cloud.starts("w0") == 1
+
+
+def test_stop_reaches_every_worker_and_ends_the_run_that_follows_them(cloud):
+    cloud.plan(program={"w0": ["wait", "0"], "w1": ["wait", "0"]})
+    launcher = cloud.start("tpu.sh", "run", *SLICE, *TRAIN)
+    wait_for(lambda: cloud.starts("w0") and cloud.starts("w1") and cloud.shows_log())
+    stopped = cloud.run("tpu.sh", "stop", *BASE)
+    assert re.fullmatch(r"(worker w[01]: ended 143 at [\d.]+, asked to stop\n){2}", stopped.stdout)
+    _, errors = launcher.communicate(timeout=30)
+    assert launcher.returncode == 143, errors
+    assert "starting the same command again" not in errors
+    for worker in ("w0", "w1"):
+        assert (cloud.folder / f"saved-{worker}").read_text() == "saved\n"
+        assert cloud.starts(worker) == 1
+    assert cloud.run("tpu.sh", "run", *SLICE, *TRAIN).returncode == 0  # the mark holds for no later call
+    assert cloud.starts("w0") == cloud.starts("w1") == 2
+
+
+def test_a_stop_that_reached_one_worker_between_a_crash_and_the_restart_ends_all(cloud):
+    cloud.plan(program={"w0": ["134", "wait"], "w1": ["75", "wait"]})
+    launcher = cloud.start("tpu.sh", "run", *SLICE, "--poll=2", *TRAIN)
+    wait_for(lambda: cloud.verbs()[-1:] == ["ssh stop"])
+    (cloud.folder / "w0/jaxsae-launch/stopped").touch()
+    _, errors = launcher.communicate(timeout=30)
+    assert launcher.returncode == 143, errors
+    assert "asked to stop, so it is not started again" in errors
+    assert (cloud.starts("w0"), cloud.starts("w1")) == (1, 2)
+    assert (cloud.folder / "saved-w1").exists()
 
 
 def test_the_words_of_the_command_reach_every_worker_unchanged(cloud):
