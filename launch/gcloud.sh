@@ -77,6 +77,9 @@ ready() {
     read_state
     if [ "$STATE" != "$before" ]; then say "$OPT_NAME: $STATE (after $((SECONDS - since)) s)"; fi
     before=$STATE
+    case $STATE in # of these, no machine exists
+      ABSENT | WAITING_FOR_RESOURCES | ACCEPTED | PROVISIONING | CREATING | FAILED | SUSPENDED | PREEMPTED | TERMINATED) MAY_RUN=no ;;
+    esac
     case $STATE in
       ABSENT) create && continue ;;
       ACTIVE | READY) LEFT=$KIND && return ;;
@@ -108,6 +111,7 @@ create() {
   if ! run "${TPUS[@]}"; then
     read_state
     [ "$STATE" != ABSENT ] || LEFT=
+    MAY_RUN=perhaps # on one that somebody else made at the same time
     fail 1 "Google Cloud did not make $OPT_NAME; gcloud's own lines above say why"
   fi
   if [ "$KIND" = tpu-vm ]; then DRY_STATE=READY; else DRY_STATE=ACTIVE; fi
@@ -162,16 +166,24 @@ copy_files() {
     fail 1 "the files could not be copied to every worker; if gcloud asks for ssh-agent above, run \`eval \$(ssh-agent)\` and \`ssh-add ~/.ssh/google_compute_engine\`"
 }
 
+# delete_at_end: unless the program may still run: a launcher that lost its connection must not end it unsaved.
+delete_at_end() {
+  if nothing_runs; then
+    say "deleting $OPT_NAME (--delete-at-end)"
+    delete_words
+    (run "${TPUS[@]}") && LEFT=
+  else
+    say "$OPT_NAME is kept in spite of --delete-at-end, as a command may still be running on it; the same call goes on from there"
+  fi
+}
+
 # tell_what_is_left: at the end of the script, however it ends.
 tell_what_is_left() {
   local status=$?
   trap - EXIT
   if [ -n "$LEFT" ]; then
+    if [ -n "$OPT_DELETE_AT_END" ]; then delete_at_end; fi
     delete_words
-    if [ -n "$OPT_DELETE_AT_END" ]; then
-      say "deleting $OPT_NAME (--delete-at-end)"
-      (run "${TPUS[@]}") && LEFT=
-    fi
     [ -z "$LEFT" ] || [ -n "$DRY_RUN" ] ||
       say "$OPT_NAME is left in project $OPT_PROJECT, zone $OPT_ZONE: it costs money while its machines exist, and counts as quota until it is deleted with: $(quoted "${TPUS[@]}")"
   fi

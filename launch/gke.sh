@@ -44,7 +44,7 @@ value grace GRACE "seconds a program has to save after SIGTERM (default: 300)"
 value poll POLL "seconds between two looks at a state (default: 30)"
 command_options
 switch local-output LOCAL_OUTPUT "accept that results lie in the pods and go with them"
-switch delete-at-end DELETE_AT_END "delete the job at the end, however it comes"
+switch delete-at-end DELETE_AT_END "delete the job at the end, unless it may still be running"
 [ "$VERB" != help ] || { usage && exit 0; }
 parse "$@"
 
@@ -56,6 +56,8 @@ resource_name "$OPT_NAME" 40
 whole_number max-restarts "$OPT_MAX_RESTARTS"
 whole_number grace "$OPT_GRACE"
 LEFT=
+MAY_RUN=no # whether the job may still be running
+FAILURES=5 # how often in a row the cluster may not answer
 HOSTS_OF="jobset.sigs.k8s.io/jobset-name=$OPT_NAME"
 
 # ---- the manifest ---------------------------------------------------------------------------------------------
@@ -155,10 +157,15 @@ check_cluster() {
   [ -n "$OPT_CONTEXT" ] || ask dry-run kubectl config current-context >/dev/null 2>&1 ||
     fail 1 "kubectl has no current context; run \`gcloud container clusters get-credentials CLUSTER\` or give --context"
 }
-read_conditions() {
+read_conditions() { # one failed question means little in a run of days, so some are asked again
+  local attempt
   cluster get jobset "$OPT_NAME" '--output=jsonpath={.status.conditions[?(@.status=="True")].type}'
-  CONDITIONS=$(ask Completed "${KUBECTL[@]}" 2>"$SCRATCH/errors") ||
-    fail 1 "the cluster does not say how job $OPT_NAME is: $(tail -n 1 "$SCRATCH/errors")"
+  for ((attempt = 1; attempt <= FAILURES; attempt++)); do
+    if CONDITIONS=$(ask Completed "${KUBECTL[@]}" 2>"$SCRATCH/errors"); then return; fi
+    if grep -qE 'NotFound|Forbidden|Unauthorized' "$SCRATCH/errors"; then break; fi
+    pause "$OPT_POLL"
+  done
+  fail 1 "the cluster does not say how job $OPT_NAME is: $(tail -n 1 "$SCRATCH/errors")"
 }
 show_log() { # show_log LINES: of the first host, while it runs
   cluster logs "--selector=$HOSTS_OF,batch.kubernetes.io/job-completion-index=0" --container=jaxsae --follow "--tail=$1"
@@ -170,8 +177,9 @@ follow() {
     if show_log "$lines"; then lines=20; fi
     read_conditions
     case " $CONDITIONS " in
-      *' Completed '*) return ;;
+      *' Completed '*) MAY_RUN=no && return ;;
       *' Failed '*)
+        MAY_RUN=no
         cluster logs "--selector=$HOSTS_OF" --container=jaxsae --tail=5 --prefix --max-log-requests=1000
         run "${KUBECTL[@]}" >&2
         fail 1 "job $OPT_NAME failed; the lines above are its hosts' last words, and what the program saved is kept"
@@ -191,6 +199,7 @@ stop_program() {
   if [ -n "$LEFT" ] && { [ "$1" != SIGHUP ] || [ -n "$OPT_DELETE_AT_END" ]; }; then
     say "$1: asking the program to save and end, for at most $OPT_GRACE s; once more ends this at once"
     on_signals true
+    MAY_RUN=no # to delete it gives the pods the same time to save
     suspend
   fi
 }
@@ -200,8 +209,10 @@ tell_what_is_left() {
   trap - EXIT
   if [ -n "$LEFT" ]; then
     delete_words
-    if [ -n "$OPT_DELETE_AT_END" ]; then
+    if [ -n "$OPT_DELETE_AT_END" ] && [ "$MAY_RUN" = no ]; then
       (run "${KUBECTL[@]}") && LEFT=
+    elif [ -n "$OPT_DELETE_AT_END" ]; then
+      say "job $OPT_NAME is kept in spite of --delete-at-end, as it may still be running; the same call follows it again"
     fi
     [ -z "$LEFT" ] || [ -n "$DRY_RUN" ] ||
       say "job $OPT_NAME is left in namespace $OPT_NAMESPACE; its nodes cost money until the cluster removes them, and the job is deleted with: $(quoted "${KUBECTL[@]}")"
@@ -224,6 +235,7 @@ case $VERB in
     cluster apply "--filename=$SCRATCH/$OPT_NAME.yaml"
     run "${KUBECTL[@]}" ||
       { LEFT= && fail 1 "the cluster did not take job $OPT_NAME; kubectl's own lines above say why (no kind JobSet: install JobSet 0.6 or newer)"; }
+    MAY_RUN=yes
     follow
     ;;
   logs) show_log 50 || fail 1 "no log of job $OPT_NAME: $(tail -n 1 "$SCRATCH/errors")" ;;

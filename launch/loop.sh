@@ -9,6 +9,7 @@
 SOON=60  # a crash this soon after a start will most likely come again
 LAPSES=5 # how often in a row machines may be there and yet not answer
 STARTED=
+MAY_RUN=perhaps # whether a program may be running on the machines: no, perhaps (ask them), yes (asking would not help)
 
 loop_options() {
   value package PACKAGE "what to install: a requirement, a wheel file, or none (default: $1)"
@@ -50,23 +51,27 @@ run_to_end() {
   while :; do
     ready
     run_setup
+    MAY_RUN=perhaps
     on_all "$start" "${COMMAND[@]}" || not_started
     STARTED=1 began=$SECONDS
     [ -z "${OPT_DETACH-}" ] || return 0
     watch
+    [ "$OUTCOME" = again ] || MAY_RUN=no
     [ "$OUTCOME" != finished ] || return 0
     [ "$OUTCOME" != stopped ] || end_stopped
     [ "$OUTCOME" != failed ] || give_up "which another start would not change"
     if [ "$OUTCOME" = again ] && [ $((SECONDS - began)) -lt "$SOON" ]; then quick=$((quick + 1)); else quick=0; fi
     [ "$quick" -lt 3 ] || give_up "three times within $SOON s of its start"
     restarts=$((restarts + 1))
-    [ "$restarts" -le "$OPT_MAX_RESTARTS" ] ||
+    if [ "$restarts" -gt "$OPT_MAX_RESTARTS" ]; then
+      MAY_RUN=no
       fail "$STATUS" "given up after $OPT_MAX_RESTARTS restarts (--max-restarts); the last time, $WHY"
+    fi
     say "$WHY; starting the same command again (restart $restarts of at most $OPT_MAX_RESTARTS)"
     STARTED=''
     start=start
     if [ "$OUTCOME" = again ]; then # new machines know of no stop
-      on_all stop "$OPT_GRACE" for-restart >/dev/null
+      on_all stop "$OPT_GRACE" for-restart >/dev/null && MAY_RUN=no
       start=restart
     fi
     pause "$OPT_POLL"
@@ -74,7 +79,7 @@ run_to_end() {
 }
 not_started() { # a stop may have come between a crash and the restart; what was started nevertheless must end too
   if results 0 && asked_to_stop; then
-    on_all stop "$OPT_GRACE"
+    on_all stop "$OPT_GRACE" && MAY_RUN=no
     end_stopped
   fi
   fail 1 "the command could not be started on every worker; the lines above say why"
@@ -84,6 +89,7 @@ end_stopped() { # with the status of SIGTERM, as if the launcher had got the sig
   exit 143
 }
 give_up() { # ends with the program's own status, after the last words of the worker that ended first
+  MAY_RUN=no
   grep "^worker $CULPRIT | " "$RESULTS" >&2
   fail "$STATUS" "$WHY, $1; what it saved is kept, and the same call goes on from there"
 }
@@ -106,8 +112,10 @@ watch() {
     else
       lapses=$((lapses + 1))
       if gone; then OUTCOME=replace STATUS=1 WHY="the machines were taken away" && return; fi
-      [ "$lapses" -lt "$LAPSES" ] ||
+      if [ "$lapses" -ge "$LAPSES" ]; then
+        MAY_RUN=yes
         fail 1 "the workers have not answered $LAPSES times in a row, though their machines are there; the command may still be running on them"
+      fi
       say "the workers do not answer; a command that runs there goes on meanwhile, looking again"
       pause "$OPT_POLL"
       ready
@@ -152,6 +160,13 @@ stop_program() {
   if [ -n "$STARTED" ] && { [ "$1" != SIGHUP ] || [ -n "${OPT_DELETE_AT_END-}" ]; }; then
     say "$1: asking the program to save and end, for at most $OPT_GRACE s; once more ends this at once and lets it run on"
     on_signals true
-    on_all stop "$OPT_GRACE"
+    MAY_RUN=yes
+    if on_all stop "$OPT_GRACE"; then MAY_RUN=no; else MAY_RUN=perhaps; fi
   fi
+}
+
+# nothing_runs: whether it is known that no program runs on the machines any more.
+nothing_runs() {
+  if [ "$MAY_RUN" = perhaps ] && results 0 && ! runs; then MAY_RUN=no; fi
+  [ "$MAY_RUN" = no ]
 }

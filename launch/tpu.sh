@@ -49,7 +49,7 @@ loop_options 'jaxsae[tpu]'
 command_options
 switch local-output LOCAL_OUTPUT "accept that results lie on the TPU VM's disk and go with it"
 switch detach DETACH "return once the command runs; no restart after a preemption"
-switch delete-at-end DELETE_AT_END "delete the slice at the end, however it comes"
+switch delete-at-end DELETE_AT_END "delete the slice at the end, unless the command may still be running on it"
 value worker WORKER "for logs: a worker's number, or all (default: 0)"
 [ "$VERB" != help ] || { usage && exit 0; }
 parse "$@"
@@ -89,7 +89,7 @@ case $VERB in
     ready
     ;;
   logs) on_workers "${OPT_WORKER:-0}" follow 50 ;;
-  stop) on_all stop "$OPT_GRACE" && LEFT=$KIND ;;
+  stop) on_all stop "$OPT_GRACE" && LEFT=$KIND MAY_RUN=no ;;
   status)
     read_state
     DRY_STATE=$STATE

@@ -194,7 +194,10 @@ def kubectl(command: str, words: list[str], flags: dict[str, str]) -> None:
         (CLOUD / "applied.yaml").write_text(Path(flags["--filename"]).read_text())
     elif command == "get" and "--output" in flags and flags["--output"].startswith("jsonpath"):
         with state() as memory:
-            print(step_of(memory, PLAN["conditions"]))
+            answer = step_of(memory, PLAN["conditions"])
+        if answer.startswith("error: "):
+            refuse(answer.removeprefix("error: "), 1)
+        print(answer)
     elif command == "logs":
         print("log of", flags["--selector"])
         if PLAN.get("log_seconds"):

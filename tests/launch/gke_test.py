@@ -133,6 +133,48 @@ def test_a_failed_job_ends_with_its_last_words(cloud):
     assert "log of jobset" in done.stderr
 
 
+def deletes(cloud) -> list[list[str]]:
+    return [call for call in cloud.calls("kubectl") if call[1] == "delete"]
+
+
+def test_a_lapse_of_the_cluster_neither_ends_nor_deletes_the_job(cloud):
+    lapse = "error: Unable to connect to the server: net/http: TLS handshake timeout"
+    cloud.plan(conditions=["", *[lapse] * 4, "", *[lapse] * 4, "Completed"])
+    done = cloud.run("gke.sh", "run", *JOB, "--delete-at-end", *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert len(deletes(cloud)) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "questions"), [("Unable to connect to the server: i/o timeout", 5), ("(Forbidden): jobsets", 1)]
+)
+def test_a_job_that_may_still_run_is_kept_in_spite_of_delete_at_end(cloud, said, questions):
+    cloud.plan(conditions=["", f"error: {said}"])
+    done = cloud.run("gke.sh", "run", *JOB, "--delete-at-end", *TRAIN)
+    assert done.returncode == 1
+    assert f"does not say how job sae-1 is: ERROR: (kubectl) {said}" in done.stderr
+    assert [call[1] for call in cloud.calls("kubectl")].count("get") == 1 + questions
+    assert deletes(cloud) == []
+    assert "kept in spite of --delete-at-end" in done.stderr
+    assert done.stderr.rstrip().endswith(DELETE)
+
+
+def test_delete_at_end_deletes_after_failure_and_after_a_signal(cloud):
+    cloud.plan(conditions=["Failed"])
+    assert cloud.run("gke.sh", "run", *JOB, "--delete-at-end", *TRAIN).returncode == 1
+    assert len(deletes(cloud)) == 1
+    cloud.plan(conditions=[""], log_seconds=20)
+    launcher = cloud.start("gke.sh", "run", *JOB, "--delete-at-end", *TRAIN)
+    for _ in range(200):
+        if cloud.calls("kubectl")[-1][1] == "logs" and len(deletes(cloud)) == 1:
+            break
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=15)
+    assert launcher.returncode == 143
+    assert [call[1] for call in cloud.calls("kubectl")[-3:]] == ["patch", "wait", "delete"]
+
+
 def test_a_cluster_that_refuses_leaves_nothing(cloud):
     cloud.plan(errors={"apply": 'no matches for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"'})
     done = cloud.run("gke.sh", "run", *JOB, *TRAIN)

@@ -121,6 +121,76 @@ def test_delete_at_end_deletes_after_success_and_after_failure(cloud):
         assert "is left" not in done.stderr
 
 
+def deleted(cloud) -> bool:
+    return "queued-resources delete" in cloud.verbs()
+
+
+@pytest.mark.parametrize("also", [{}, {"compute tpus queued-resources describe": "Connection reset by peer"}])
+def test_delete_at_end_keeps_a_slice_on_which_the_command_may_still_run(cloud, also):
+    lost = {"workers": 1, "drop": 10**6}
+    cloud.plan(**lost, program={"w0": ["wait"]})
+    launcher = cloud.start("tpu.sh", "run", *SLICE, "--delete-at-end", *TRAIN)
+    wait_for(lambda: cloud.starts("w0") and "ssh follow" in cloud.verbs())
+    cloud.plan(**lost, errors={"compute tpus tpu-vm ssh": "[ssh] exited with return code [255].", **also})
+    _, errors = launcher.communicate(timeout=30)
+    assert launcher.returncode == 1, errors
+    assert not deleted(cloud)
+    assert "sae-1 is kept in spite of --delete-at-end" in errors
+    assert errors.rstrip().endswith(DELETE)
+    cloud.plan(workers=1)
+    assert "worker w0: running" in cloud.run("tpu.sh", "status", *BASE).stdout
+
+
+def test_delete_at_end_of_a_call_that_is_refused_keeps_what_another_call_runs(cloud):
+    cloud.plan(workers=1, program={"w0": ["wait"]})
+    assert cloud.run("tpu.sh", "run", *SLICE, "--detach", *TRAIN).returncode == 0
+    other = cloud.run("tpu.sh", "run", *SLICE, "--delete-at-end", "--", "jaxsae", "eval", "gs://b")
+    assert other.returncode == 1
+    assert not deleted(cloud)
+    assert "worker w0: running" in cloud.run("tpu.sh", "status", *BASE).stdout
+
+
+def test_delete_at_end_deletes_a_slice_on_which_nothing_could_be_started(cloud):
+    cloud.plan(errors={"pip install": "No solution found"})
+    assert cloud.run("tpu.sh", "run", *SLICE, *TRAIN).returncode == 1
+    for _ in ("a slice that another call left", "one of its own"):
+        assert cloud.run("tpu.sh", "run", *SLICE, "--delete-at-end", *TRAIN).returncode == 1
+        assert cloud.verbs()[-1] == "queued-resources delete"
+
+
+def test_delete_at_end_after_a_stop_or_while_the_request_waits(cloud):
+    cloud.plan(workers=1, program={"w0": ["wait"]})
+    launcher = cloud.start("tpu.sh", "run", *SLICE, "--delete-at-end", *TRAIN)
+    wait_for(lambda: cloud.starts("w0") and cloud.shows_log())
+    assert cloud.run("tpu.sh", "stop", *BASE).returncode == 0
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 143
+    assert cloud.verbs()[-1] == "queued-resources delete"
+    cloud.plan({"states": ["WAITING_FOR_RESOURCES"]})
+    launcher = cloud.start("tpu.sh", "run", *SLICE, "--poll=30", "--delete-at-end", *TRAIN)
+    wait_for(lambda: cloud.verbs()[-2:] == ["queued-resources create", "queued-resources describe"])
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=10)
+    assert cloud.verbs()[-1] == "queued-resources delete"
+
+
+def test_a_second_signal_lets_the_program_run_on_and_so_keeps_its_slice(cloud):
+    cloud.plan(workers=1)
+    deaf = ("--", "bash", "-c", "trap : TERM; echo gs://; while :; do sleep 0.1; done")
+    launcher = cloud.start("tpu.sh", "run", *SLICE, "--delete-at-end", *deaf)
+    wait_for(cloud.shows_log)
+    launcher.send_signal(signal.SIGINT)
+    wait_for(lambda: cloud.verbs()[-1] == "ssh stop")
+    time.sleep(0.5)
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=20)
+    assert launcher.returncode == 130
+    assert not deleted(cloud)
+    assert errors.rstrip().endswith(DELETE)
+    assert "worker w0: running" in cloud.run("tpu.sh", "status", *BASE).stdout
+
+
 def test_the_worker_that_fails_first_is_the_cause_and_a_named_error_is_final(cloud):
     cloud.plan(program={"w0": ["late-134"], "w1": ["1"]})
     done = cloud.run("tpu.sh", "run", *SLICE, *TRAIN)
