@@ -149,10 +149,20 @@ on_workers() {
   run "${TPUS[@]}"
 }
 on_all() {
-  [ "$1" != setup ] || copy_files || return
+  [ "$1" != setup ] || { nothing_else_runs && copy_files; } || return
   on_workers all "$@"
 }
 on_first() { on_workers 0 "$@"; }
+
+# nothing_else_runs: before the files of a command that runs are overwritten by those of another one.  A slice that was
+# just made has no worker.sh yet, and nothing to ask for.
+nothing_else_runs() {
+  [ "$MAY_RUN" != no ] || return 0
+  tpus tpu-vm ssh "$OPT_NAME" --worker=all ${OPT_SSH_FLAG[@]+"${OPT_SSH_FLAG[@]}"} \
+    "--command=[ ! -e jaxsae-launch/worker.sh ] || bash jaxsae-launch/worker.sh same $(quoted "${COMMAND[@]}")"
+  run "${TPUS[@]}" ||
+    fail 1 "the workers run another command or do not answer, as the lines above say; nothing was changed on them"
+}
 
 # copy_files: worker.sh and what the command needs, to ~/jaxsae-launch on every worker, as one folder in one call.
 copy_files() {

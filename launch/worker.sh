@@ -2,7 +2,9 @@
 # Runs on every machine of a job: makes the Python environment, starts the command so that it outlives the connection
 # that started it, and says how it goes.  What it keeps lies in the folder it lies in itself, or in $JAXSAE_LAUNCH_ROOT.
 #
-#   worker.sh setup PYTHON PACKAGE [CONSTRAINTS]   a Python environment in env/, made anew only when these change
+#   worker.sh setup PYTHON PACKAGE [CONSTRAINTS]   a Python environment in env/, made anew only when these change, and
+#                                                  never under a command that runs
+#   worker.sh same COMMAND...                      fails if another command is running
 #   worker.sh start COMMAND...                     in the background; never a second one beside it
 #   worker.sh restart COMMAND...                   the same after a crash; refuses if somebody called `stop` meanwhile
 #   worker.sh follow LINES                         the log until the command ends; `all` is all of this start
@@ -43,6 +45,8 @@ setup() {
     say "environment kept: $("$env/bin/jaxsae" --version)"
     return
   fi
+  [ "$(state)" != running ] ||
+    fail "a command is running here, so its environment is not replaced by one with Python $python and '$package'; stop it first, or give --package, --python and --constraints as it was started with"
   rm -rf "$env"
   make_environment "$python"
   "${INSTALL[@]}" ${constraints:+-c "$constraints"} "$package" || # pip and uv differ in the long form of -c
@@ -103,11 +107,15 @@ await_end() { # await_end SECONDS: 0 if it is not running by then
   done
 }
 
+same() {
+  [ "$(state)" != running ] || [ "${*@Q}" = "$(cat "$root/command")" ] ||
+    fail "another command is running here: $(cat "$root/command")"
+}
 start() {
   local command i
   command=${*@Q}
   if [ "$(state)" = running ]; then
-    [ "$command" = "$(cat "$root/command")" ] || fail "another command is running here: $(cat "$root/command")"
+    same "$@"
     say "already running"
     return
   fi
@@ -185,6 +193,6 @@ stop() {
 verb=${1-}
 shift
 case $verb in
-  setup | start | restart | supervise | result | follow | stop) "$verb" "$@" ;;
+  setup | same | start | restart | supervise | result | follow | stop) "$verb" "$@" ;;
   *) fail "unknown verb '$verb'" ;;
 esac

@@ -123,6 +123,20 @@ def test_an_environment_of_its_own(cloud):
     assert cloud.calls("uv")[-1][-1] == "jaxsae==0.1.0"
 
 
+def test_the_environment_of_a_command_that_runs_is_not_replaced(cloud):
+    cloud.plan(program={"w0": ["wait"]})
+    cloud.env["WORKER"] = "w0"
+    command = ("--", "jaxsae", "doctor")
+    assert cloud.run("local.sh", "run", "--detach", "--package=jaxsae==0.1.0", *command).returncode == 0
+    other = cloud.run("local.sh", "run", "--detach", "--package=jaxsae==0.2.0", *command)
+    assert other.returncode == 1
+    assert "with Python 3.12 and 'jaxsae==0.2.0'; stop it first" in other.stderr
+    assert (cloud.cwd / "jaxsae-launch/env/bin/jaxsae").exists()
+    assert len([call for call in cloud.calls("uv") if call[1] == "pip"]) == 1
+    assert cloud.run("local.sh", "run", "--detach", "--package=jaxsae==0.1.0", *command).returncode == 0
+    assert cloud.starts("w0") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [

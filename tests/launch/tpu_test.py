@@ -23,6 +23,12 @@ def the_error(done) -> str:
     return errors[0]
 
 
+def the_error_of(script: str, done) -> str:
+    """The launcher's own one, where the workers have said something too."""
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith(f"{script}: error: ")]
+    return error
+
+
 def wait_for(condition) -> None:
     for _ in range(300):
         if condition():
@@ -295,6 +301,37 @@ def test_files_wheel_and_exact_versions_go_to_every_worker(cloud):
         wheel = f"jaxsae[tpu] @ file://{files}/jaxsae-0.1.0-py3-none-any.whl"
         assert [call[-3:] for call in installs if call[-1] == wheel] == [["-c", f"{files}/exact.txt", wheel]]
     assert "environment kept: jaxsae 0.0" in done.stdout
+
+
+def test_a_call_with_another_command_or_package_leaves_a_command_that_runs_its_files_and_environment(cloud):
+    config = cloud.cwd / "train.yaml"
+    config.write_text("cache: gs://bucket/first\n")
+    (cloud.cwd / "jaxsae-0.1.0-py3-none-any.whl").write_text("wheel")
+    (cloud.cwd / "jaxsae-0.2.0-py3-none-any.whl").write_text("another wheel")
+    cloud.plan(program={"w0": ["wait"], "w1": ["wait"]})
+    call = ("run", *SLICE, "--detach", "--copy=train.yaml")
+    train = ("--", "jaxsae", "train", "--config", "train.yaml")
+    first = ("--package=jaxsae-0.1.0-py3-none-any.whl", *train)
+    assert cloud.run("tpu.sh", *call, *first).returncode == 0
+    installed = len(cloud.calls("uv"))
+    config.write_text("cache: gs://bucket/second\n")
+    other = cloud.run("tpu.sh", *call, "--package=jaxsae-0.2.0-py3-none-any.whl", "--", "jaxsae", "eval", "gs://b")
+    assert other.returncode == 1
+    assert "another command is running here: 'jaxsae' 'train'" in other.stderr
+    assert "nothing was changed on them" in the_error_of("tpu.sh", other)
+    for worker in ("w0", "w1"):
+        files = cloud.folder / worker / "jaxsae-launch/files"
+        assert (files / "train.yaml").read_text() == "cache: gs://bucket/first\n"
+        assert not (files / "jaxsae-0.2.0-py3-none-any.whl").exists()
+    other = cloud.run("tpu.sh", *call, "--package=jaxsae-0.2.0-py3-none-any.whl", *train)
+    assert other.returncode == 1
+    assert "so its environment is not replaced by one with Python 3.12 and 'jaxsae[tpu] @ " in other.stderr
+    assert len(cloud.calls("uv")) == installed
+    assert (cloud.folder / "w0/jaxsae-launch/env/bin/jaxsae").exists()
+    again = cloud.run("tpu.sh", *call, *first)
+    assert again.returncode == 0, again.stderr
+    assert "already running" in again.stdout
+    assert cloud.starts("w0") == cloud.starts("w1") == 1
 
 
 def test_an_environment_that_cannot_be_made_ends_the_run_before_the_command(cloud):
