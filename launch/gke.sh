@@ -34,7 +34,7 @@ value topology TOPOLOGY "shape of the slice, for example 4x4"
 value chips-per-host CHIPS_PER_HOST "as the node pool's machine type has it (default: 4, or all of a smaller slice)"
 switch spot SPOT "on Spot nodes"
 value image IMAGE "container image with Python and pip (default: python:3.12)"
-value package PACKAGE "what to install at the start: a requirement, or none if the image has it (default: jaxsae[tpu])"
+value package PACKAGE "what to install at the start: a requirement or URL as pip takes them, or none if the image has jaxsae (default: none, with --image)"
 value service-account SERVICE_ACCOUNT "Kubernetes service account, for access to buckets"
 value namespace NAMESPACE "Kubernetes namespace (default: default)"
 value context CONTEXT "kubectl context (default: the current one)"
@@ -49,7 +49,7 @@ switch delete-at-end DELETE_AT_END "delete the job at the end, unless it may sti
 parse "$@"
 
 DRY_RUN=$OPT_DRY_RUN
-OPT_IMAGE=${OPT_IMAGE:-python:3.12} OPT_PACKAGE=${OPT_PACKAGE:-'jaxsae[tpu]'} OPT_NAMESPACE=${OPT_NAMESPACE:-default}
+OPT_PACKAGE=${OPT_PACKAGE:-${OPT_IMAGE:+none}} OPT_IMAGE=${OPT_IMAGE:-python:3.12} OPT_NAMESPACE=${OPT_NAMESPACE:-default}
 OPT_MAX_RESTARTS=${OPT_MAX_RESTARTS:-50} OPT_GRACE=${OPT_GRACE:-300} OPT_POLL=${OPT_POLL:-30}
 required name NAME sae-1
 resource_name "$OPT_NAME" 40
@@ -95,11 +95,28 @@ json() { # a JSON string, which is also a YAML one
   text=${text//$'\r'/\\r}
   printf '"%s"' "$text"
 }
+# pod_script: what a pod runs, with the package as $0 and the command as its arguments.  Status 75, which starts all
+# hosts again, is only for a network that failed; another start would install no better what does not exist.
+pod_script() {
+  cat <<'SCRIPT'
+if [ -d /files ]; then cp -L /files/* .; fi
+if [ "$0" != none ]; then
+  said=$(python3 -m pip install --quiet "$0" 2>&1) || {
+    printf '%s\n' "$said" "error: '$0' could not be installed, as the lines above say" >&2
+    case $said in
+      *onnection* | *'connect to'* | *'Max retries'* | *'imed out'* | *imeout*) exit 75 ;;
+      *'name resolution'* | *'resolve host'* | *unreachable* | *'HTTP error 5'* | *'returned error: 5'*) exit 75 ;;
+    esac
+    exit 1
+  }
+fi
+exec "$@"
+SCRIPT
+}
 # container_command: Kubernetes replaces $(NAME) in a command, and takes $$ for a dollar sign.
 container_command() {
-  local word line
-  # shellcheck disable=SC2016 # these dollar signs are for the container's shell
-  local script='if [ -d /files ]; then cp -L /files/* .; fi; [ "$0" = none ] || python3 -m pip install --quiet "$0" || exit 75; exec "$@"'
+  local word line script
+  script=$(pod_script)
   line="[\"bash\", \"-c\", $(json "${script//\$/\$\$}"), $(json "$OPT_PACKAGE")"
   for word in "${COMMAND[@]}"; do line+=", $(json "${word//\$/\$\$}")"; done
   printf '%s]' "$line"
@@ -144,7 +161,11 @@ check_files() {
     size=$((size + $(wc -c <"$file")))
   done
   [ "$size" -lt 900000 ] || fail 2 "the files to copy have $size bytes, and a cluster keeps less than 900000; put large ones into a bucket or the image"
-  case $OPT_PACKAGE in *.whl) fail 2 "option '--package': a wheel file cannot be sent to a cluster; build an image with it and give --image and --package none" ;; esac
+  case $OPT_PACKAGE in
+    '') fail 2 "no package given; jaxsae is on no package index yet, so give an --image that has it (launch/README.md shows how to make one), or as --package a URL that pip takes, for example 'jaxsae[tpu] @ git+https://HOST/jaxsae.git'" ;;
+    *://*) ;;
+    *.whl*) fail 2 "option '--package': a wheel file cannot be sent to a cluster; give an --image that has it (launch/README.md shows how to make one), or its URL, for example 'jaxsae[tpu] @ https://HOST/jaxsae-0.1.0-py3-none-any.whl'" ;;
+  esac
 }
 
 # ---- the cluster ----------------------------------------------------------------------------------------------

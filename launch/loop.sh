@@ -12,7 +12,7 @@ STARTED=
 MAY_RUN=perhaps # whether a program may be running on the machines: no, perhaps (ask them), yes (asking would not help)
 
 loop_options() {
-  value package PACKAGE "what to install: a requirement, a wheel file, or none (default: $1)"
+  value package PACKAGE "what to install: a wheel file, a requirement or URL as pip takes them, or none${1:+ (default: $1)}"
   value python PYTHON "version of Python for the environment (default: 3.12)"
   value constraints CONSTRAINTS "file with exact versions of all packages"
   value max-restarts MAX_RESTARTS "how often to start again after a preemption or a crash (default: 50)"
@@ -28,7 +28,7 @@ check_loop_options() {
   whole_number grace "$OPT_GRACE"
   [[ $OPT_POLL =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail 2 "option '--poll' must be a number of seconds, found '$OPT_POLL'"
   [[ $OPT_PYTHON =~ ^3\.[0-9]+$ ]] || fail 2 "option '--python' must be a version such as 3.12, found '$OPT_PYTHON'"
-  case $OPT_PACKAGE in *.whl*) [ -f "$wheel" ] || fail 2 "option '--package': there is no file $wheel" ;; esac
+  case $OPT_PACKAGE in *://*) ;; *.whl*) [ -f "$wheel" ] || fail 2 "option '--package': there is no file $wheel" ;; esac
   [ -z "$OPT_CONSTRAINTS" ] || [ -f "$OPT_CONSTRAINTS" ] || fail 2 "option '--constraints': there is no file $OPT_CONSTRAINTS"
 }
 
@@ -36,8 +36,13 @@ check_loop_options() {
 setup_words() {
   local package=$OPT_PACKAGE constraints=$OPT_CONSTRAINTS
   FILES=(${OPT_COPY[@]+"${OPT_COPY[@]}"})
-  case $package in *.whl*) FILES+=("${package%%.whl*}.whl") && package=$(there "$package") ;; esac
-  case ${REMOTE:+$package} in *.whl) package+='[tpu]' ;; esac
+  case $package in
+    *://*) ;;
+    *.whl*)
+      FILES+=("${package%%.whl*}.whl") && package=$(there "$package")
+      case ${REMOTE:+$package} in *.whl) package+='[tpu]' ;; esac
+      ;;
+  esac
   [ -z "$constraints" ] || { FILES+=("$constraints") && constraints=$(there "$constraints"); }
   SETUP=(setup "$OPT_PYTHON" "$package" ${constraints:+"$constraints"})
 }

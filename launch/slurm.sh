@@ -37,7 +37,7 @@ value save-before SAVE_BEFORE "seconds before the time limit at which the progra
 value log LOG "log file (default: NAME-%j.log, where %j is the job's number)"
 list sbatch-flag SBATCH_FLAG "a further flag for sbatch, for example --sbatch-flag=--qos=long"
 value venv VENV "Python environment on a file system that all nodes see"
-value package PACKAGE "make that environment now with this in it: a requirement or a wheel file"
+value package PACKAGE "make that environment now with this in it: a wheel file, or a requirement or URL as pip takes them"
 value python PYTHON "version of Python for that environment (default: 3.12)"
 value job JOB "number of a job"
 command_options
@@ -49,7 +49,7 @@ absolute() { printf '%s' "$(cd "$(dirname "$1")" && pwd)/${1##*/}"; }
 
 make_venv() { # worker.sh keeps its environment in env/ below its root
   local package=$OPT_PACKAGE
-  case $package in *.whl*) package=$(absolute "$package") ;; esac
+  case $package in *://*) ;; *.whl*) package=$(absolute "$package") ;; esac
   run env "JAXSAE_LAUNCH_ROOT=$OPT_VENV" bash "$HERE/worker.sh" setup "${OPT_PYTHON:-3.12}" "$package" ||
     fail 1 "the Python environment in $OPT_VENV could not be made; the lines above say why"
   OPT_VENV=$OPT_VENV/env

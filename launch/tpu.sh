@@ -45,7 +45,7 @@ value valid-until-duration VALID_UNTIL_DURATION "give up waiting in the queue af
 list create-flag CREATE_FLAG "a further flag for gcloud's create, for example --create-flag=--network=mine"
 list ssh-flag SSH_FLAG "a further flag for gcloud's ssh and scp, for example --ssh-flag=--internal-ip"
 list copy COPY "file or folder to put into the program's working folder"
-loop_options 'jaxsae[tpu]'
+loop_options ''
 command_options
 switch local-output LOCAL_OUTPUT "accept that results lie on the TPU VM's disk and go with it"
 switch detach DETACH "return once the command runs; no restart after a preemption"
@@ -63,8 +63,11 @@ required zone ZONE us-west4-a
 required name NAME sae-1
 resource_name "$OPT_NAME" 62
 [[ $OPT_ZONE =~ ^[a-z]+-[a-z]+[0-9]+-[a-z][a-z0-9]*$ ]] || fail 2 "option '--zone' must be a zone such as us-west4-a, found '$OPT_ZONE'"
-check_loop_options
 case $VERB in run | create) required accelerator-type ACCELERATOR_TYPE v5litepod-16 && check_accelerator_type ;; esac
+if [ "$VERB" = run ] && [ -z "$OPT_PACKAGE" ]; then # asked for before a slice is paid for
+  fail 2 "no package given; jaxsae is on no package index yet, so build a wheel in its clone with \`pip wheel . --no-deps -w dist\` and add --package dist/jaxsae-0.1.0-py3-none-any.whl"
+fi
+check_loop_options
 if [ -n "$OPT_NOW" ] && [ -n "$OPT_VALID_UNTIL_DURATION" ]; then fail 2 "--valid-until-duration is for the queue, --now asks for no queue"; fi
 if [ -n "$OPT_DETACH" ] && [ -n "$OPT_DELETE_AT_END" ]; then fail 2 "--detach ends before the command does, so --delete-at-end would delete it while it runs"; fi
 

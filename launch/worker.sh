@@ -31,7 +31,8 @@ fail() {
 setup() {
   local python=$1 package=$2 constraints=${3-} wheel='' stamp
   [ "$package" != none ] || return 0
-  case $package in # a wheel lies in the work folder; with extras it needs the long form of a requirement
+  case $package in # a wheel file lies in the work folder; with extras it needs the long form of a requirement
+    *://*) ;;
     *.whl*)
       wheel=$(in_work "${package%%.whl*}.whl")
       [ -f "$wheel" ] || fail "there is no wheel $wheel"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-JOB = ("--name=sae-1", "--accelerator=v5e", "--topology=4x4", "--poll=0.05")
+JOB = ("--name=sae-1", "--accelerator=v5e", "--topology=4x4", "--poll=0.05", "--image=registry/jaxsae")
 TRAIN = ("--", "jaxsae", "train", "--output", "gs://bucket/run")
 DELETE = "kubectl delete jobset/sae-1 configmap/sae-1 --ignore-not-found --namespace=default"
 
@@ -71,7 +71,7 @@ def test_the_manifest_has_only_fields_that_exist_and_one_pod_for_each_host(cloud
     [("v6e", "2x4", ["--chips-per-host=8"], 1, 8), ("v5p", "2x2x4", [], 4, 4), ("v5e", "1x1", [], 1, 1)],
 )
 def test_hosts_follow_from_the_topology(cloud, accelerator, topology, more, hosts, chips):
-    shape = (f"--accelerator={accelerator}", f"--topology={topology}", *more)
+    shape = (f"--accelerator={accelerator}", f"--topology={topology}", "--package=none", *more)
     (jobset,) = manifest(cloud, "--name=x", *shape, *TRAIN)
     assert jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] == hosts
     assert pod_of(jobset)["containers"][0]["resources"]["limits"] == {"google.com/tpu": chips}
@@ -90,6 +90,66 @@ def test_words_and_files_reach_the_program_unchanged(cloud):
     container = [word.replace("$$", "$") for word in command]
     assert subprocess.run(container, env={**cloud.env, "WORKER": "w0"}, cwd=cloud.cwd).returncode == 0
     assert cloud.args("w0") == [*TRAIN[2:], *words]
+
+
+def container(cloud, *args: str) -> subprocess.CompletedProcess:
+    """What a pod's container does, run here."""
+    (jobset,) = manifest(cloud, *args)
+    command = [word.replace("$$", "$") for word in pod_of(jobset)["containers"][0]["command"]]
+    env = {**cloud.env, "WORKER": "w0"}
+    return subprocess.run(command, env=env, cwd=cloud.cwd, capture_output=True, text=True, timeout=60)
+
+
+def fake_pip(cloud, said: str, status: int) -> None:
+    python = cloud.bin / "python3"
+    script = (
+        f'#!/usr/bin/env bash\nprintf "%s\\0" "$@" >"$FAKE_CLOUD/pip"\ncat <<"END" >&2\n{said}\nEND\nexit {status}\n'
+    )
+    python.write_text(script)
+    python.chmod(0o755)
+
+
+def test_a_pod_installs_the_package_and_then_runs_the_command(cloud):
+    (cloud.bin / "jaxsae").symlink_to(Path(__file__).parent / "fake_jaxsae.sh")
+    fake_pip(cloud, "", 0)
+    url = "jaxsae[tpu] @ https://host/jaxsae-0.1.0-py3-none-any.whl"
+    assert container(cloud, *JOB, f"--package={url}", *TRAIN).returncode == 0
+    assert (cloud.folder / "pip").read_text().split("\0")[:-1] == ["-m", "pip", "install", "--quiet", url]
+    assert cloud.args("w0") == [*TRAIN[2:]]
+    (cloud.folder / "pip").unlink()
+    assert container(cloud, *JOB, *TRAIN).returncode == 0  # the image has it
+    assert not (cloud.folder / "pip").exists()
+
+
+# What pip and git say; pip's status is 1 for all of it.
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("ERROR: No matching distribution found for jaxsae[tpu]", 1),
+        ("ERROR: HTTP error 404 while getting https://host/jaxsae-0.1.0-py3-none-any.whl", 1),
+        ("fatal: repository 'https://host/jaxsae.git/' not found", 1),
+        ("ERROR: Cannot install jaxsae: conflicting dependencies\nERROR: ResolutionImpossible: for help visit", 1),
+        (
+            "WARNING: Retrying after connection broken by 'NewConnectionError'\nERROR: No matching distribution found",
+            75,
+        ),
+        ("ERROR: HTTPSConnectionPool(host='h', port=443): Max retries exceeded with url: /x.whl", 75),
+        ("fatal: unable to access 'https://h/x.git/': Could not resolve host: h", 75),
+        ("fatal: unable to access 'https://h/x.git/': The requested URL returned error: 503", 75),
+        ("ERROR: HTTP error 502 while getting https://h/x.whl", 75),
+        ("pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSPool(host='h', port=443): Read timed out.", 75),
+    ],
+)
+def test_an_install_that_fails_is_tried_again_only_if_it_was_the_network(cloud, said, status):
+    fake_pip(cloud, said, 1)
+    done = container(cloud, *JOB, "--package=jaxsae[tpu]", *TRAIN)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "error: 'jaxsae[tpu]' could not be installed" in done.stderr
+    assert cloud.starts("w0") == 0
+    (jobset,) = manifest(cloud, *JOB, *TRAIN)
+    (rule,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert (status in rule["onExitCodes"]["values"]) == (status == 1)
 
 
 def test_a_run_applies_follows_and_says_what_is_left(cloud):
@@ -208,6 +268,8 @@ def test_a_signal_suspends_the_job_so_that_it_saves(cloud):
         (("run", *JOB, "--accelerator=v9", *TRAIN), "unknown accelerator 'v9'; possible: v4, v5e"),
         (("run", *JOB, "--topology=2x2x2", *TRAIN), "must have 2 sides for v5e, such as 4x4, found '2x2x2'"),
         (("run", *JOB, "--chips-per-host=3", *TRAIN), "a 4x4 slice has 16 chips, which 3 chips per host do not divide"),
+        (("run", *JOB[:3], *TRAIN), "no package given; jaxsae is on no package index yet, so give an --image"),
+        (("run", *JOB, "--package=dist/jaxsae-0.1.0-py3-none-any.whl[tpu]", *TRAIN), "a wheel file cannot be sent"),
         (("run", *JOB, "--copy=none.yaml", *TRAIN), "there is no file none.yaml"),
         (("run", *JOB, "--", "jaxsae", "train"), "results would be lost with the pods"),
         (("run", *JOB, "--zone=x", *TRAIN), "unknown option '--zone'"),

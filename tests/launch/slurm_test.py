@@ -40,6 +40,17 @@ def test_a_dry_run_prints_the_call(cloud):
     assert cloud.calls("uv")[-1][-1] == "jaxsae[cuda]"
 
 
+@pytest.mark.parametrize(
+    "package", ["jaxsae-0.1.0-py3-none-any.whl[cuda]", "jaxsae[cuda] @ https://h/jaxsae-0.1.0.whl"]
+)
+def test_the_environment_has_the_wheel_or_what_lies_behind_the_url(cloud, package):
+    (cloud.cwd / "jaxsae-0.1.0-py3-none-any.whl").write_text("wheel")
+    done = cloud.run("slurm.sh", "submit", "--venv=v", f"--package={package}", "--", "jaxsae")
+    assert done.returncode == 0, done.stderr
+    file = f"jaxsae[cuda] @ file://{cloud.cwd}/jaxsae-0.1.0-py3-none-any.whl"
+    assert cloud.calls("uv")[-1][-1] == (package if "@" in package else file)
+
+
 def batch(cloud, *words: str, **env: str) -> subprocess.Popen:
     command = ["bash", str(LAUNCH / "slurm.sbatch"), "-", *words]
     return subprocess.Popen(command, env={**cloud.env, "SLURM_JOB_ID": "4711", **env}, cwd=cloud.cwd)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 BASE = ("--project=p", "--zone=us-west4-a", "--name=sae-1", "--poll=0.05")
-SLICE = (*BASE, "--accelerator-type=v5litepod-16")
+SLICE = (*BASE, "--accelerator-type=v5litepod-16", "--package=jaxsae[tpu]")
 TRAIN = ("--", "jaxsae", "train", "--output", "gs://bucket/run")
 SETUP = ["tpu-vm scp", "ssh setup", "ssh start", "ssh follow", "ssh result"]
 READY = ["queued-resources describe", "tpu-vm describe"]
@@ -303,6 +303,13 @@ def test_files_wheel_and_exact_versions_go_to_every_worker(cloud):
     assert "environment kept: jaxsae 0.0" in done.stdout
 
 
+def test_a_url_is_left_as_pip_takes_it(cloud):
+    package = "jaxsae[tpu] @ https://host/jaxsae-0.1.0-py3-none-any.whl"
+    done = cloud.run("tpu.sh", "run", *SLICE, f"--package={package}", *TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert {call[-1] for call in cloud.calls("uv") if call[1] == "pip"} == {package}
+
+
 def test_a_call_with_another_command_or_package_leaves_a_command_that_runs_its_files_and_environment(cloud):
     config = cloud.cwd / "train.yaml"
     config.write_text("cache: gs://bucket/first\n")
@@ -429,6 +436,7 @@ def without(option: str) -> tuple[str, ...]:
         (("run", *without("zone"), *TRAIN), "no zone given"),
         (("run", *without("name"), *TRAIN), "no name given"),
         (("run", *without("accelerator-type"), *TRAIN), "no accelerator-type given"),
+        (("run", *without("package"), *TRAIN), "no package given; jaxsae is on no package index yet, so build a wheel"),
         (("run", *BASE, "--accelerator-type=v5litepod-17", *TRAIN), "unknown accelerator type 'v5litepod-17';"),
         (("run", *BASE, "--accelerator-type=a100", *TRAIN), "unknown accelerator type 'a100'"),
         (("run", *SLICE, "--zone=west", *TRAIN), "option '--zone' must be a zone such as us-west4-a"),
