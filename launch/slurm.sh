@@ -34,6 +34,7 @@ value time TIME "time limit, for example 08:00:00"
 value partition PARTITION "partition"
 value account ACCOUNT "account"
 value save-before SAVE_BEFORE "seconds before the time limit at which the program saves and the job is queued again (default: 180)"
+value max-restarts MAX_RESTARTS "after how many turns in the queue a crash is final (default: 50)"
 value log LOG "log file (default: NAME-%j.log, where %j is the job's number)"
 list sbatch-flag SBATCH_FLAG "a further flag for sbatch, for example --sbatch-flag=--qos=long"
 value venv VENV "Python environment on a file system that all nodes see"
@@ -62,6 +63,7 @@ submit() {
   whole_number gpus-per-node "$gpus"
   whole_number save-before "${OPT_SAVE_BEFORE:-180}"
   [ -z "$OPT_CPUS_PER_TASK" ] || whole_number cpus-per-task "$OPT_CPUS_PER_TASK"
+  [ -z "$OPT_MAX_RESTARTS" ] || whole_number max-restarts "$OPT_MAX_RESTARTS"
   [ -z "$OPT_PACKAGE" ] || [ -n "$OPT_VENV" ] || fail 2 "--package needs --venv, a folder on a file system that all nodes see"
   need sbatch "run this on a login node of the cluster"
   if [ -n "$OPT_PACKAGE" ]; then
@@ -74,6 +76,7 @@ submit() {
     --requeue --open-mode=append "--output=$log" "--signal=B:USR1@${OPT_SAVE_BEFORE:-180}")
   [ "$gpus" = 0 ] || flags+=("--gpus-per-node=$gpus")
   [ -z "$OPT_CPUS_PER_TASK" ] || flags+=("--cpus-per-task=$OPT_CPUS_PER_TASK")
+  [ -z "$OPT_MAX_RESTARTS" ] || flags+=("--export=ALL,JAXSAE_MAX_RESTARTS=$OPT_MAX_RESTARTS")
   [ -z "$OPT_TIME" ] || flags+=("--time=$OPT_TIME")
   [ -z "$OPT_PARTITION" ] || flags+=("--partition=$OPT_PARTITION")
   [ -z "$OPT_ACCOUNT" ] || flags+=("--account=$OPT_ACCOUNT")
@@ -85,6 +88,10 @@ submit() {
   say "job $job is in the queue and uses its nodes until it ends; log: ${log//%j/$job}; stop it with: launch/slurm.sh stop --job $job"
 }
 
+not_stopped() {
+  run scontrol update "JobId=$OPT_JOB" Requeue=1
+  fail 1 "Slurm could not stop job $OPT_JOB; a waiting one is removed with: scancel $OPT_JOB"
+}
 job_number() {
   required job JOB 12345
   whole_number job "$OPT_JOB"
@@ -101,8 +108,10 @@ case $VERB in
     job_number
     run squeue "--jobs=$OPT_JOB"
     ;;
-  stop) # to the processes alone: the batch script then ends with their status and is not queued again
+  stop) # to the processes alone: the batch script then ends with their status, and Slurm does not queue the job again
     job_number
-    run scancel --signal=TERM "$OPT_JOB" || fail 1 "Slurm could not stop job $OPT_JOB; a waiting one is removed with: scancel $OPT_JOB"
+    run scontrol update "JobId=$OPT_JOB" Requeue=0 ||
+      say "job $OPT_JOB could not be kept from being queued again, which happens if it ends with status 75, 134 or 137"
+    run scancel --signal=TERM "$OPT_JOB" || not_stopped
     ;;
 esac

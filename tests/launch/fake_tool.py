@@ -219,7 +219,13 @@ def uv(command: str, words: list[str], flags: dict[str, str]) -> None:
 
 
 def srun(_: str, words: list[str], flags: dict[str, str]) -> None:
-    os.execvp(words[0], words)
+    if "tasks" not in PLAN:
+        os.execvp(words[0], words)
+    import subprocess
+
+    tasks = [subprocess.Popen(words, env={**os.environ, "SLURM_PROCID": str(i)}) for i in range(PLAN["tasks"])]
+    # as srun's manual says: the highest status, unless a task itself was ended by a signal
+    sys.exit(max((s < 0, abs(s)) for s in [task.wait() for task in tasks])[1])
 
 
 def main() -> None:

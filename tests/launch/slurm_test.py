@@ -83,6 +83,76 @@ def test_before_the_time_limit_the_program_saves_and_the_job_is_queued_again(clo
     assert cloud.calls("scontrol") == ([["scontrol", "requeue", "4711"]] if again else [])
 
 
+def requeued(cloud) -> bool:
+    calls = cloud.calls("scontrol")
+    assert calls in ([], [["scontrol", "requeue", "4711"]])
+    return bool(calls)
+
+
+@pytest.mark.parametrize("end", ["exit 75", "exit 134", "kill -ABRT $$", "exit 137"])
+def test_a_lost_or_killed_process_puts_the_job_back_into_the_queue(cloud, end):
+    assert batch(cloud, "bash", "-c", end).wait(timeout=20) == 0
+    assert requeued(cloud)
+
+
+@pytest.mark.parametrize("status", [1, 2, 126, 127, 143])
+def test_what_another_start_would_not_change_does_not(cloud, status):
+    assert batch(cloud, "bash", "-c", f"exit {status}").wait(timeout=20) == status
+    assert not requeued(cloud)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "status"), [(1, 75, 1), (75, 2, 2), (127, 134, 127), (75, 0, 0), (134, 75, 0)]
+)
+def test_the_error_of_one_process_counts_more_than_what_it_does_to_the_others(cloud, own, others, status):
+    cloud.plan(tasks=3)
+    program = f'if [ "$SLURM_PROCID" = 0 ]; then exit {own}; else exit {others}; fi'
+    assert batch(cloud, "bash", "-c", program).wait(timeout=20) == status
+    assert requeued(cloud) == (status == 0)
+
+
+def test_the_turns_in_the_queue_have_an_end(cloud):
+    crash = ("bash", "-c", "exit 75")
+    assert batch(cloud, *crash, SLURM_RESTART_COUNT="50").wait(timeout=20) == 75
+    assert batch(cloud, *crash, SLURM_RESTART_COUNT="2", JAXSAE_MAX_RESTARTS="2").wait(timeout=20) == 75
+    assert not requeued(cloud)
+    assert batch(cloud, *crash, SLURM_RESTART_COUNT="1", JAXSAE_MAX_RESTARTS="2").wait(timeout=20) == 0
+    assert requeued(cloud)
+    cloud.run("slurm.sh", "submit", "--max-restarts=2", "--", "jaxsae")
+    assert "--export=ALL,JAXSAE_MAX_RESTARTS=2" in cloud.calls("sbatch")[0]
+
+
+def test_a_job_that_slurm_does_not_queue_again_ends_with_its_status(cloud):
+    cloud.plan(errors={"scontrol": "Requested operation is presently disabled for job 4711"})  # after slurm.sh stop
+    assert batch(cloud, "bash", "-c", "exit 75").wait(timeout=20) == 75
+
+
+def test_a_signal_to_every_process_of_a_step_leaves_the_program_time_to_save(cloud):
+    save = "sleep 0.5; echo saved >$FAKE_CLOUD/saved; exit 143"
+    wait = f"trap '{save}' TERM; echo $PPID $$ >$FAKE_CLOUD/pids; while :; do sleep 0.05; done"
+    job = batch(cloud, "bash", "-c", wait)
+    for _ in range(200):
+        if (cloud.folder / "pids").exists() and (cloud.folder / "pids").read_text():
+            break
+        time.sleep(0.05)
+    for pid in (cloud.folder / "pids").read_text().split():  # as Slurm does it: the shell around the program too
+        os.kill(int(pid), signal.SIGTERM)
+    assert job.wait(timeout=20) == 143
+    assert (cloud.folder / "saved").exists()
+
+
+def test_a_stopped_job_is_not_queued_again_whatever_it_ends_with(cloud):
+    dry = cloud.run("slurm.sh", "stop", "--job=4711", "--dry-run")
+    assert dry.stdout == "scontrol update JobId=4711 Requeue=0\nscancel --signal=TERM 4711\n"  # in this order
+    assert cloud.run("slurm.sh", "stop", "--job=4711").returncode == 0
+    assert cloud.calls("scontrol") == [["scontrol", "update", "JobId=4711", "Requeue=0"]]
+    cloud.plan(errors={"scancel": "Invalid job id specified"})
+    done = cloud.run("slurm.sh", "stop", "--job=4711")
+    assert done.returncode == 1
+    assert "a waiting one is removed with: scancel 4711" in done.stderr
+    assert cloud.calls("scontrol")[-1] == ["scontrol", "update", "JobId=4711", "Requeue=1"]
+
+
 def test_stop_and_status(cloud):
     assert cloud.run("slurm.sh", "stop", "--job=4711").returncode == 0
     assert cloud.run("slurm.sh", "status", "--job=4711").returncode == 0
@@ -96,6 +166,7 @@ def test_stop_and_status(cloud):
         (("submit",), "no command to run"),
         (("submit", "--nodes=two", "--", "jaxsae"), "option '--nodes' must be a whole number, found 'two'"),
         (("submit", "--venv=nowhere", "--", "jaxsae"), "there is no Python environment in nowhere"),
+        (("submit", "--max-restarts=many", "--", "jaxsae"), "option '--max-restarts' must be a whole number"),
         (("submit", "--package=jaxsae", "--", "jaxsae"), "--package needs --venv"),
         (("stop",), "no job given"),
     ],
