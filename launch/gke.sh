@@ -55,6 +55,7 @@ required name NAME sae-1
 resource_name "$OPT_NAME" 40
 whole_number max-restarts "$OPT_MAX_RESTARTS"
 whole_number grace "$OPT_GRACE"
+seconds poll "$OPT_POLL"
 LEFT=
 MAY_RUN=no # whether the job may still be running
 FAILURES=5 # how often in a row the cluster may not answer

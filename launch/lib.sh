@@ -117,6 +117,9 @@ required() {
 whole_number() { # whole_number NAME VALUE
   case $2 in '' | *[!0-9]*) fail 2 "option '--$1' must be a whole number, found '$2'" ;; esac
 }
+seconds() { # seconds NAME VALUE
+  [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail 2 "option '--$1' must be a number of seconds, found '$2'"
+}
 resource_name() { # resource_name VALUE LONGEST: what Google Cloud and Kubernetes accept as a name
   [[ $1 =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] && [ "${#1}" -le "$2" ] ||
     fail 2 "option '--name' must be lower-case letters, digits and dashes, start with a letter and have at most $2 characters, found '$1'"

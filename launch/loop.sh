@@ -26,7 +26,7 @@ check_loop_options() {
   local wheel=${OPT_PACKAGE%%.whl*}.whl
   whole_number max-restarts "$OPT_MAX_RESTARTS"
   whole_number grace "$OPT_GRACE"
-  [[ $OPT_POLL =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail 2 "option '--poll' must be a number of seconds, found '$OPT_POLL'"
+  seconds poll "$OPT_POLL"
   [[ $OPT_PYTHON =~ ^3\.[0-9]+$ ]] || fail 2 "option '--python' must be a version such as 3.12, found '$OPT_PYTHON'"
   case $OPT_PACKAGE in *://*) ;; *.whl*) [ -f "$wheel" ] || fail 2 "option '--package': there is no file $wheel" ;; esac
   [ -z "$OPT_CONSTRAINTS" ] || [ -f "$OPT_CONSTRAINTS" ] || fail 2 "option '--constraints': there is no file $OPT_CONSTRAINTS"

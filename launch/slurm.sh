@@ -65,7 +65,7 @@ submit() {
   [ -z "$OPT_CPUS_PER_TASK" ] || whole_number cpus-per-task "$OPT_CPUS_PER_TASK"
   [ -z "$OPT_MAX_RESTARTS" ] || whole_number max-restarts "$OPT_MAX_RESTARTS"
   [ -z "$OPT_PACKAGE" ] || [ -n "$OPT_VENV" ] || fail 2 "--package needs --venv, a folder on a file system that all nodes see"
-  need sbatch "run this on a login node of the cluster"
+  slurm sbatch
   if [ -n "$OPT_PACKAGE" ]; then
     make_venv
   elif [ -n "$OPT_VENV" ] && [ ! -f "$OPT_VENV/bin/activate" ]; then
@@ -88,6 +88,7 @@ submit() {
   say "job $job is in the queue and uses its nodes until it ends; log: ${log//%j/$job}; stop it with: launch/slurm.sh stop --job $job"
 }
 
+slurm() { need "$1" "run this on a login node of the cluster"; }
 not_stopped() {
   run scontrol update "JobId=$OPT_JOB" Requeue=1
   fail 1 "Slurm could not stop job $OPT_JOB; a waiting one is removed with: scancel $OPT_JOB"
@@ -106,10 +107,13 @@ case $VERB in
     ;;
   status)
     job_number
+    slurm squeue
     run squeue "--jobs=$OPT_JOB"
     ;;
   stop) # to the processes alone: the batch script then ends with their status, and Slurm does not queue the job again
     job_number
+    slurm scontrol
+    slurm scancel
     run scontrol update "JobId=$OPT_JOB" Requeue=0 ||
       say "job $OPT_JOB could not be kept from being queued again, which happens if it ends with status 75, 134 or 137"
     run scancel --signal=TERM "$OPT_JOB" || not_stopped

@@ -272,6 +272,7 @@ def test_a_signal_suspends_the_job_so_that_it_saves(cloud):
         (("run", *JOB, "--package=dist/jaxsae-0.1.0-py3-none-any.whl[tpu]", *TRAIN), "a wheel file cannot be sent"),
         (("run", *JOB, "--copy=none.yaml", *TRAIN), "there is no file none.yaml"),
         (("run", *JOB, "--", "jaxsae", "train"), "results would be lost with the pods"),
+        (("run", *JOB, "--poll=banana", *TRAIN), "option '--poll' must be a number of seconds, found 'banana'"),
         (("run", *JOB, "--zone=x", *TRAIN), "unknown option '--zone'"),
     ],
 )

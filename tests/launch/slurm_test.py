@@ -153,6 +153,15 @@ def test_a_stopped_job_is_not_queued_again_whatever_it_ends_with(cloud):
     assert cloud.calls("scontrol")[-1] == ["scontrol", "update", "JobId=4711", "Requeue=1"]
 
 
+@pytest.mark.parametrize(("verb", "tool"), [("status", "squeue"), ("stop", "scancel"), ("stop", "scontrol")])
+def test_a_missing_tool_is_one_sentence(cloud, verb, tool):
+    (cloud.bin / tool).unlink()
+    done = cloud.run("slurm.sh", verb, "--job=4711")
+    assert done.returncode == 1
+    assert done.stderr == f"slurm.sh: error: '{tool}' is not on the PATH; run this on a login node of the cluster\n"
+    assert cloud.calls("scancel") == cloud.calls("scontrol") == []
+
+
 def test_stop_and_status(cloud):
     assert cloud.run("slurm.sh", "stop", "--job=4711").returncode == 0
     assert cloud.run("slurm.sh", "status", "--job=4711").returncode == 0

@@ -446,6 +446,7 @@ def without(option: str) -> tuple[str, ...]:
         (("run", *SLICE, "--python"), "option '--python' needs a value"),
         (("run", *SLICE, "--python", "3", *TRAIN), "option '--python' must be a version such as 3.12"),
         (("run", *SLICE, "--max-restarts=many", *TRAIN), "must be a whole number, found 'many'"),
+        (("run", *SLICE, "--poll=banana", *TRAIN), "option '--poll' must be a number of seconds, found 'banana'"),
         (("run", *SLICE, "jaxsae", "train"), "unexpected argument 'jaxsae'; the command to run comes after --"),
         (("run", *SLICE), "no command to run; write it after --"),
         (("run", *SLICE, "--", "jaxsae", "train"), "results would be lost with the TPU VM"),
