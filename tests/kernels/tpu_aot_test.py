@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsae.errors import ConfigError
 from jaxsae.kernels import encode_topk
 from jaxsae.kernels._dispatch import compiling_for
 from jaxsae.kernels.encode_topk import pallas_tpu as encode
@@ -55,14 +56,14 @@ def vmem_of(chip):
     return {"v5e": 128, "v5p": 64, "v6e": 128}[chip] * 2**20
 
 
-def encoder(chip, B, D, S, k, k_aux=0):
-    tiles = plan(B, D, k, k_aux, False, 2, vmem_of(chip))
-    dead = abstract((S,), jnp.bool_) if k_aux else None
+def encoder(chip, B, D, S, k, k_aux=0, dtype=bf16, scaled=False, signed=False):
+    tiles = plan(B, D, k, k_aux, scaled, jnp.dtype(dtype).itemsize, vmem_of(chip))
+    vectors = abstract((S,), f32), abstract((S,), f32) if scaled else None, abstract((S,), bool) if k_aux else None
 
-    def run(x, W, b, dead):
-        return group_filter(x, W, b, None, dead, False, tiles)
+    def run(x, W, b, scale, dead):
+        return group_filter(x, W, b, scale, dead, signed, tiles)
 
-    return run, (abstract((B, D), bf16), abstract((D, S), bf16), abstract((S,), f32), dead)
+    return run, (abstract((B, D), dtype), abstract((D, S), dtype), *vectors)
 
 
 def whole_mask(chip, B, D, S, k):
@@ -109,6 +110,11 @@ def moved(chip, B, D, S, k):
 KERNELS = {
     "encode_topk_filter": encoder,
     "encode_topk_filter, second list of 512": partial(encoder, k_aux=512),
+    "encode_topk_filter, scaled and signed, second list of 512": partial(encoder, k_aux=512, scaled=True, signed=True),
+    "encode_topk_filter, f32": partial(encoder, dtype=f32),
+    "encode_topk_filter, f32, second list of 512": partial(encoder, k_aux=512, dtype=f32),
+    "encode_topk_filter, f32, scaled": partial(encoder, k_aux=512, dtype=f32, scaled=True),
+    "encode_topk_filter, f32, signed": partial(encoder, k_aux=512, dtype=f32, signed=True),
     "topk_mask_cut": whole_mask,
     "gather_sum, f32": gathered(True, False, False),
     "gather_sum_dots, f32": gathered(True, True, False),
@@ -133,6 +139,12 @@ def test_every_kernel_compiles_at_the_reference_shapes(chip, shape, name):
     used = tpu_aot.temporary_bytes(lowered.compile())
     print(f"{chip}, {shape}, {name}: {used / 2**20:.1f} MiB of temporaries")
     assert used < min(sizes["B"], sizes["D"]) * sizes["S"] * 2
+
+
+def test_the_encoder_fits_in_float32():
+    """What the compiler keeps of an f32 product at the highest precision is counted; v5p has the least VMEM."""
+    f, args = encoder("v5p", **tpu_aot.SHAPES["B"], dtype=f32)
+    assert tpu_aot.temporary_bytes(tpu_aot.compile_for("v5p", f, *args)) < 2**20
 
 
 @pytest.mark.slow
@@ -162,6 +174,25 @@ def test_the_kernel_runs_by_name_where_the_program_is_for_a_tpu():
     with compiling_for("tpu", "TPU v5 lite"):
         text = tpu_aot.compile_for("v5e", run, *shapes(64, 128, 2048, bf16)).as_text()
     assert '"tpu_custom_call"' in text
+
+
+@pytest.mark.parametrize(
+    ("width", "k_aux", "x_dtype", "why"),
+    [
+        (400_000, 0, f32, "has no tiles of width 400000 in float32 for k 8 that fit"),
+        (26_656, 1024, f32, "has no tiles of width 26656 in float32 for k 8 and k_aux 1024 that fit"),
+        (128, 0, bf16, "takes x and W of one dtype, not x bfloat16 and W float32"),
+    ],
+)
+def test_the_kernel_refuses_by_name_what_it_cannot_serve(width, k_aux, x_dtype, why):
+    """Before anything is traced: in one sentence that says what can serve the call."""
+    x, *rest = shapes(32, width, 2048, f32)
+
+    def run(x, W, b, b_pre, dead):
+        return encode_topk(x, W, b, b_pre, None, dead, 8, k_aux, implementation="pallas_tpu")
+
+    with compiling_for("tpu", "TPU v5 lite"), pytest.raises(ConfigError, match=f"'pallas_tpu' {why}.*; possible: xla"):
+        tpu_aot.lower_for("v5e", run, abstract(x.shape, x_dtype), *rest)
 
 
 @pytest.mark.parametrize("chip", CHIPS)

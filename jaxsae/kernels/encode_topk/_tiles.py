@@ -10,6 +10,10 @@ from jaxsae.kernels._chip import LANES, SUBLANES
 SHARE = 0.9
 #: Strips of products that the compiler keeps beside what is declared: 7.1 were counted on v5e, 4.1 on v6e, 3.3 on v5p.
 COMPILER_STRIPS = 8
+#: Bytes that the compiler keeps for each element of a tile of f32 rows: a product at the highest precision splits them
+#: into bf16 parts, once for all strips, and spills what registers cannot hold.  16.0 were counted on v5e and v5p at
+#: widths 768, 2304 and 4096, nothing on v6e, which the sizes of the memory do not tell from v5e.
+SPLIT_BYTES = 16
 #: Chance, for a row whose best are spread evenly over the columns, that its certificate fails.
 MISS = 1e-5
 #: Levels that a list may have.
@@ -153,6 +157,8 @@ def vmem_bytes(tiles: Tiles, width: int, scaled: bool, itemsize: int) -> int:
     inputs = 2 * itemsize * lanes * (tiles.rows + 2 * tiles.columns)
     vectors = 2 * 5 * 4 * SUBLANES * 2 * tiles.columns
     state = 4 * tiles.rows * (2 * tiles.columns + COMPILER_STRIPS * tiles.strip)
+    if itemsize == 4:
+        state += SPLIT_BYTES * tiles.rows * lanes
     labels = 2 if scaled else 1
     for d in tiles.lists:
         state += 4 * tiles.rows * d.groups * (d.levels + labels * (d.levels - 1))

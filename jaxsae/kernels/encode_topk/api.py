@@ -1,6 +1,7 @@
 """The encoder and the selection in one op: [B, d_sae] pre-activations need never leave it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.encode_topk import pallas_gpu, pallas_tpu, reference, xla, xla_counting
 from jaxsae.kernels.sharded import encode_topk as sharded
+from jaxsae.kernels.sharded.axes import split_of
 
 
 def _with_sparse_vjp(module: ModuleType) -> Callable:
@@ -89,7 +91,10 @@ def encode_topk(
     if k_aux:
         check_k("encode_topk (dead latents)", k_aux, W.shape[1])
     shape = {"B": len(x), "D": len(W), "S": W.shape[1], "K": k}
-    run = choose("encode_topk", implementation, IMPLEMENTATIONS, shape, W.dtype)
+    scaled = scale is not None or split_of(len(x), W.shape[1]) is not None
+    fits = partial(pallas_tpu.refuse, k_aux=k_aux, scaled=scaled, x_dtype=x.dtype.name)
+    available = {**IMPLEMENTATIONS, "pallas_tpu": replace(_FUSED, refuse=fits)}
+    run = choose("encode_topk", implementation, available, shape, W.dtype)
     if scale is None and run is not _FUSED.run:
         scale = jnp.ones(W.shape[1])  # the others multiply by it, and their compiler drops a factor of 1
     return sharded.encode_topk(run, x, W, b, b_pre, scale, dead, k, k_aux, signed)

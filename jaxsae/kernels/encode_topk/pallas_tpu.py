@@ -12,7 +12,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxsae.errors import ConfigError
 from jaxsae.kernels import _tpu
 from jaxsae.kernels._chip import objection, vmem_bytes_here
 from jaxsae.kernels._control import either
@@ -65,13 +64,25 @@ def backward(k, k_aux, signed, residuals, cotangents, *, interpret=False):
     return xla.backward(k, k_aux, signed, residuals, cotangents, weight_grad)
 
 
-def refuse(shape, dtype: str) -> str | None:
-    """Why the kernel cannot serve a call, or None; asked on a TPU only."""
+def refuse(shape, dtype: str, k_aux: int = 0, scaled: bool = True, x_dtype: str | None = None) -> str | None:
+    """Why the kernel cannot serve a call, or None; asked on a TPU only.
+
+    Args:
+        shape: sizes of the call.
+        dtype: of W.
+        k_aux: length of the second list, which no measured table knows.
+        scaled: whether scores are scaled, which takes more memory.
+        x_dtype: of x; None for that of W.
+    """
     if why := objection(dtype):
         return why
-    tiles = plan(shape["B"], shape["D"], shape["K"], 0, True, 4 if dtype == "float32" else 2, vmem_bytes_here())
+    if x_dtype not in (None, dtype):
+        return f"takes x and W of one dtype, not x {x_dtype} and W {dtype}: cast one of them"
+    itemsize = 4 if dtype == "float32" else 2
+    tiles = plan(shape["B"], shape["D"], shape["K"], k_aux, scaled, itemsize, vmem_bytes_here())
     if tiles is None:
-        return f"has no tiles of width {shape['D']} that fit this chip's memory"
+        lists = f"k {shape['K']}" + (f" and k_aux {k_aux}" if k_aux else "")
+        return f"has no tiles of width {shape['D']} in {dtype} for {lists} that fit this chip's memory"
     if miss_probability(shape["K"], tiles.lists[0].groups, tiles.lists[0].levels) > 1e-3:
         return f"keeps too few candidates for k {shape['K']}"
     return None
@@ -83,10 +94,7 @@ def _select(xc, W, b, scale, dead, *, k, k_aux, signed, tiles, interpret):
 
     if tiles is None:
         tiles = plan(len(xc), xc.shape[1], k, k_aux, scale is not None, W.dtype.itemsize, vmem_bytes_here())
-    if tiles is None:
-        raise ConfigError(
-            f"encode_topk: no tiles of width {xc.shape[1]} for k {k}, k_aux {k_aux} fit this chip's memory"
-        )
+    assert tiles is not None  # `refuse` has seen that some fit
     tiles = dataclasses.replace(tiles, lists=tiles.lists[: 2 if k_aux else 1])
     found = group_filter(xc, W, b, scale, dead, signed, tiles, interpret)
     *out, fine = finish(found[0], k, signed, W.shape[1])
