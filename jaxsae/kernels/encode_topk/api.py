@@ -1,9 +1,9 @@
 """The encoder and the selection in one op: [B, d_sae] pre-activations need never leave it."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,35 @@ from jaxsae.kernels.sharded import encode_topk as sharded
 from jaxsae.kernels.sharded.axes import split_of
 
 
-def _with_sparse_vjp(module: ModuleType) -> Callable:
+@dataclass(frozen=True)
+class Way:
+    """An implementation: the op itself, and its lists with what only a gradient and a mesh need to know.
+
+    Attributes:
+        op: differentiable; the four results.
+        lists: of the same operands, the four results and which entries of the second list are there.
+    """
+
+    op: Callable
+    lists: Callable
+
+    def __call__(self, *operands: Any) -> Any:
+        return self.op(*operands)
+
+
+def _with_sparse_vjp(module: Any) -> Way:
     """`forward` and `backward` of an implementation as one differentiable function."""
 
     @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
     def run(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-        return module.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+        return module.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)[:4]
 
     def fwd(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-        out = module.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
-        return out, (x, W, b_pre, dead, out[1], out[3])
+        *out, there = module.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+        return tuple(out), (x, W, b_pre, there, out[1], out[3])
 
     run.defvjp(fwd, module.backward)
-    return run
+    return Way(run, module.forward)
 
 
 _FUSED = Implementation(_with_sparse_vjp(pallas_tpu), ("tpu",), pallas_tpu.refuse)
@@ -37,7 +53,7 @@ IMPLEMENTATIONS: Available = {
     "xla_counting": Implementation(_with_sparse_vjp(xla_counting), platforms=("cpu",)),
     "xla": _with_sparse_vjp(xla),
     "pallas_tpu": _FUSED,
-    "reference": reference.encode_topk,
+    "reference": Way(reference.encode_topk, reference.lists),
 }
 
 
@@ -75,7 +91,8 @@ def encode_topk(
 
     Returns:
         values [B, k] (unclipped `pre`, f32), indices [B, k] int32, and the same for the dead latents: [B, k_aux].
-        Where fewer than k_aux latents are dead the rest have value 0.
+        Where fewer than k_aux latents are dead, or the others score -inf, the rest are absent: value and index 0, and
+        no gradient.
 
     Raises:
         ConfigError: k or k_aux out of range, or an unknown implementation.

@@ -10,6 +10,7 @@ from jaxsae.kernels import _gpu
 from jaxsae.kernels._control import either, when
 from jaxsae.kernels._ordered import total_order
 from jaxsae.kernels.encode_topk import xla
+from jaxsae.kernels.encode_topk.reference import no_second
 from jaxsae.kernels.sparse_decode import few
 
 
@@ -19,13 +20,13 @@ def refuse(shape, dtype: str) -> str | None:
 
 
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-    """Values and indices; see the api for shapes."""
+    """Values and indices, see the api for shapes, and which entries of the second list are there."""
     pre = jnp.dot(x - b_pre[None].astype(x.dtype), W, preferred_element_type=jnp.float32) + b[None]
     score = (jnp.abs(pre) if signed else pre) * scale[None]
     index = _gpu.module("topk").ranked(total_order(score), k)[1]
     values = jnp.take_along_axis(pre, index, axis=1)
     if not k_aux:
-        return values, index, jnp.zeros((len(x), 0), pre.dtype), jnp.zeros((len(x), 0), jnp.int32)
+        return values, index, *no_second(len(x), 0)
     among_dead = lambda pre, score, dead: xla.best_dead(pre, score, dead, k_aux)  # noqa: E731
     return values, index, *when(jnp.any(dead), among_dead, (pre, score, dead))
 

@@ -18,6 +18,7 @@ from jaxsae.kernels._control import either
 from jaxsae.kernels._ordered import best_first, repair
 from jaxsae.kernels.encode_topk import xla
 from jaxsae.kernels.encode_topk._tiles import Tiles, miss_probability, plan
+from jaxsae.kernels.encode_topk.reference import no_second, present
 
 __all__ = ["backward", "forward", "refuse"]
 
@@ -26,7 +27,7 @@ AGAIN_ROWS, AGAIN_COLUMNS = 64, 4096
 
 
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed, *, tiles: Tiles | None = None, interpret=False):
-    """Values and indices; see the api for shapes.
+    """Values and indices, see the api for shapes, and which entries of the second list are there.
 
     Args:
         tiles: the kernel's static sizes; None plans them for this chip.
@@ -35,7 +36,7 @@ def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed, *, tiles: Tiles | Non
     xc = x - b_pre[None].astype(x.dtype)
     b = jnp.where(b == 0, 0.0, b)  # a sum with +0 is never -0, and so zeros tie by index alone
     select = functools.partial(_select, k=k, signed=signed, tiles=tiles, interpret=interpret)
-    nothing = jnp.zeros((len(x), k_aux), jnp.float32), jnp.zeros((len(x), k_aux), jnp.int32)
+    nothing = no_second(len(x), k_aux)
     if not k_aux:
         return *select(xc, W, b, scale, None, k_aux=0), *nothing
 
@@ -97,10 +98,10 @@ def _select(xc, W, b, scale, dead, *, k, k_aux, signed, tiles, interpret):
     assert tiles is not None  # `refuse` has seen that some fit
     tiles = dataclasses.replace(tiles, lists=tiles.lists[: 2 if k_aux else 1])
     found = group_filter(xc, W, b, scale, dead, signed, tiles, interpret)
-    *out, fine = finish(found[0], k, signed, W.shape[1])
+    *out, _, fine = finish(found[0], k, signed, W.shape[1])
     if k_aux:
-        aux_values, aux, aux_fine = finish(found[1], k_aux, signed, W.shape[1], absent=True)
-        out, fine = [*out, aux_values, aux], fine & aux_fine
+        *second, aux_fine = finish(found[1], k_aux, signed, W.shape[1], absent=True)
+        out, fine = [*out, *second], fine & aux_fine
     return encode_again(tuple(out), fine, xc, W, b, scale, dead, k, k_aux, signed)
 
 
@@ -112,10 +113,10 @@ def finish(found: dict, k: int, signed: bool, size: int, absent: bool = False) -
         k: how many.
         signed: whether labels carry the sign.
         size: S.
-        absent: fewer than k candidates may exist; those missing get value 0.
+        absent: fewer than k candidates may exist; those missing get value and index 0.
 
     Returns:
-        pre [B, k], index [B, k], fine [B] bool.
+        pre [B, k], index [B, k], there [B, k] bool, fine [B] bool.
     """
     flat = lambda a: a.transpose(1, 0, 2).reshape(a.shape[1], -1)  # noqa: E731
     score, label = flat(found["score"]), flat(found["index"])
@@ -130,11 +131,11 @@ def finish(found: dict, k: int, signed: bool, size: int, absent: bool = False) -
         values = best
     # Strictly below: what was dropped then cannot belong to the list.  False for NaN.
     least, bound = best[:, -1:], found["bound"]
-    below = bound < least
+    below, column, there = bound < least, jnp.minimum(column, size - 1), jnp.ones(best.shape, bool)
     if absent:
         below = below | (bound == -jnp.inf)
-        values = jnp.where(best == -jnp.inf, 0.0, values)
-    return values, jnp.minimum(column, size - 1), jnp.all(below, axis=1)
+        values, column, there = present(best, values, column)
+    return values, column, there, jnp.all(below, axis=1)
 
 
 def encode_again(out: tuple, fine: jax.Array, xc, W, b, scale, dead, k: int, k_aux: int, signed: bool) -> tuple:
@@ -185,4 +186,4 @@ def streamed(xc, W, b, scale, dead, k: int, k_aux: int, signed: bool) -> tuple:
     kept = jax.lax.fori_loop(1, whole, lambda i, kept: join(kept, i * wide, wide), kept)
     if size % wide:
         kept = join(kept, whole * wide, size % wide)
-    return tuple(a for _, pre, index in kept for a in (pre, index))
+    return *kept[0][1:], *(a for second in kept[1:] for a in present(*second))

@@ -3,25 +3,26 @@
 import jax.numpy as jnp
 
 from jaxsae.kernels._control import either, when
+from jaxsae.kernels.encode_topk.reference import no_second, present
 from jaxsae.kernels.sparse_decode import few
 from jaxsae.kernels.sparse_decode import xla as sparse
 from jaxsae.kernels.topk import xla as topk_xla
 
 
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-    """Values and indices; see the api for shapes."""
+    """Values and indices, see the api for shapes, and which entries of the second list are there."""
     pre = jnp.dot(x - b_pre[None].astype(x.dtype), W, preferred_element_type=jnp.float32) + b[None]
     score = (jnp.abs(pre) if signed else pre) * scale[None]
     index = topk_xla.topk(score, k)[1]
     values = jnp.take_along_axis(pre, index, axis=1)
     if not k_aux:
-        return values, index, jnp.zeros((len(x), 0), pre.dtype), jnp.zeros((len(x), 0), jnp.int32)
+        return values, index, *no_second(len(x), 0)
     among_dead = lambda pre, score, dead: best_dead(pre, score, dead, k_aux)  # noqa: E731
     return values, index, *when(jnp.any(dead), among_dead, (pre, score, dead))
 
 
 def best_dead(pre, score, dead, k_aux):
-    """Values and indices of the k_aux best-scored dead latents; value 0 where fewer are dead.
+    """Values and indices of the k_aux best-scored dead latents, 0 where fewer are dead, and where an entry is there.
 
     Few latents are dead as a rule, and a ranking of whole rows by a long list costs several times the product; so only
     the columns of the dead are ranked, unless they are too many.
@@ -29,16 +30,15 @@ def best_dead(pre, score, dead, k_aux):
     size, most = len(dead), few.bound_for(k_aux, len(dead))
 
     def whole(pre, score, dead):
-        aux = topk_xla.topk(jnp.where(dead[None], score, -jnp.inf), k_aux)[1]
-        return jnp.where(dead[aux], jnp.take_along_axis(pre, aux, axis=1), 0.0), aux
+        best, aux = topk_xla.topk(jnp.where(dead[None], score, -jnp.inf), k_aux)
+        return present(best, jnp.take_along_axis(pre, aux, axis=1), aux)
 
     def columns(pre, score, dead):
         column = jnp.nonzero(dead, size=most, fill_value=size)[0].astype(jnp.int32)
-        there = column < size
-        column = jnp.where(there, column, jnp.argmin(dead))  # one that is alive, and so takes no gradient
-        at = topk_xla.topk(jnp.where(there[None], score[:, column], -jnp.inf), k_aux)[1]
-        aux = column[at]
-        return jnp.where(there[at], jnp.take_along_axis(pre, aux, axis=1), 0.0), aux
+        taken = score.at[:, column].get(mode="fill", fill_value=-jnp.inf)
+        best, at = topk_xla.topk(taken, k_aux)
+        aux = jnp.minimum(column[at], size - 1)
+        return present(best, jnp.take_along_axis(pre, aux, axis=1), aux)
 
     if most >= size:
         return whole(pre, score, dead)
@@ -50,14 +50,14 @@ def backward(k, k_aux, signed, residuals, cotangents, weight_grad=None):
 
     Args:
         k, k_aux, signed: as given to `forward`.
-        residuals: (x, W, b_pre, dead, index, aux).
+        residuals: (x, W, b_pre, there, index, aux); the entries of the second list that are not there take no gradient.
         cotangents: of the four results of `forward`.
         weight_grad: how dW and db are summed; None for `by_rank`.
     """
-    x, W, b_pre, dead, index, aux = residuals
+    x, W, b_pre, there, index, aux = residuals
     g_main, _, g_aux, _ = cotangents
-    xc, some = x - b_pre[None].astype(x.dtype), jnp.any(dead)
-    second = (jnp.where(dead[aux], g_aux, 0.0), aux) if k_aux else None
+    xc, some = x - b_pre[None].astype(x.dtype), jnp.any(there)
+    second = (jnp.where(there, g_aux, 0.0), aux) if k_aux else None
     dW, db = (weight_grad or by_rank)(g_main, index, second, some, xc, W.shape[1])
     dx = sparse.forward(g_main, index, W.T)  # dropped by the compiler when x is data
     if second is not None:
@@ -75,7 +75,7 @@ def by_rank(g, index, second, some, xc, size, turn=jnp.transpose):
         g: [B, k] gradient of the values of the main list.
         index: [B, k].
         second: (gradients, indices) [B, k_aux] of the dead, or None.
-        some: [] bool, whether any latent is dead; if not, the gradients of `second` are 0.
+        some: [] bool, whether the second list has any entry; if not, the gradients of `second` are 0.
         xc: [B, D] centred rows.
         size: S.
         turn: brings the sum over rows of latents, [S, D], to the layout of W.

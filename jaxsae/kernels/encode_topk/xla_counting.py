@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxsae.kernels._control import when
 from jaxsae.kernels.encode_topk import xla
+from jaxsae.kernels.encode_topk.reference import no_second
 from jaxsae.kernels.topk import xla_counting as counting
 from jaxsae.kernels.topk.xla import GROUP, group_maxima
 
@@ -19,7 +20,7 @@ TILE = 256
 
 
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-    """Values and indices; see the api for shapes."""
+    """Values and indices, see the api for shapes, and which entries of the second list are there."""
     rows, size = len(x), W.shape[1]
     if not counting.can_count(size, k):
         return xla.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
@@ -33,7 +34,7 @@ def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
     at, index = counting.within_groups(ranked, best, k)
     values = jnp.take_along_axis(candidates.reshape(rows, k * GROUP), at, axis=1)
     if not k_aux:
-        return values, index, jnp.zeros((rows, 0), jnp.float32), jnp.zeros((rows, 0), jnp.int32)
+        return values, index, *no_second(rows, 0)
 
     def among_dead(product, b, scale, dead):
         pre = product + b[None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxsae.kernels.sharded.sums import Owned
 TILE_BYTES = 128 * 2**20
 
 
-def encode_topk(run: Callable, x, W, b, b_pre, scale, dead, k: int, k_aux: int, signed: bool):
+def encode_topk(run: Any, x, W, b, b_pre, scale, dead, k: int, k_aux: int, signed: bool):
     """`run`, an implementation of the op, on the mesh in force; see `jaxsae.kernels.encode_topk.api`."""
     split = split_of(len(x), W.shape[1])
     if split is None:
@@ -27,65 +28,67 @@ def encode_topk(run: Callable, x, W, b, b_pre, scale, dead, k: int, k_aux: int, 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
 def _encode(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead):
-    return _forward(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead)
+    return _forward(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead)[:4]
 
 
-def _forward(run: Callable, split: Split, k: int, k_aux: int, signed: bool, *operands: jax.Array):
+def _forward(run: Any, split: Split, k: int, k_aux: int, signed: bool, *operands: jax.Array):
     def local(x, W, b, b_pre, scale, dead):
         size = W.shape[1]
         own = min(k, size), min(k_aux, size)
-        tile = lambda rows: run(rows, W, b, b_pre, scale, dead, *own, signed)  # noqa: E731
-        values, index, aux_values, aux = by_rows(tile, x, 4 * size)
+        tile = lambda rows: run.lists(rows, W, b, b_pre, scale, dead, *own, signed)  # noqa: E731
+        values, index, *second = by_rows(tile, x, 4 * size)
         if split.latent == 1:
-            return values, index, aux_values, aux
+            return values, index, *second
         first = split.first(size)
         score = lambda v, i: (jnp.abs(v) if signed else v) * scale[i]  # noqa: E731
         best = merge(score(values, index), (values, index + first), k, split.latent)
         if not k_aux:
-            return *best, aux_values, aux
+            return *best, *second
 
-        def merge_dead(aux_values, aux):
-            rank = jnp.where(dead[aux], score(aux_values, aux), -jnp.inf)
-            return merge(rank, (aux_values, aux + first), k_aux, split.latent)
+        def merge_dead(aux_values, aux, there):
+            rank = jnp.where(there, score(aux_values, aux), -jnp.inf)
+            parts = aux_values, jnp.where(there, aux + first, 0), there.astype(jnp.int32)
+            aux_values, aux, there = merge(rank, parts, k_aux, split.latent)
+            return aux_values, aux, there > 0
 
         # Whether any latent is dead is the same question on every device, so all of them take the same branch.
         some = split.sum_latents(jnp.any(dead).astype(jnp.int32)) > 0
-        return *best, *when(some, merge_dead, (aux_values, aux))
+        return *best, *when(some, merge_dead, tuple(second))
 
     ins = split.specs("BD", "DS", "S", "D", "S", "S")
-    return parallel.shard(local, ins, split.specs("BK", "BK", "BK", "BK"))(*operands)
+    return parallel.shard(local, ins, split.specs("BK", "BK", "BK", "BK", "BK"))(*operands)
 
 
 def _fwd(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead):
-    out = _forward(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead)
-    return out, (x, W, b_pre, dead, out[1], out[3])
+    *out, there = _forward(run, split, k, k_aux, signed, x, W, b, b_pre, scale, dead)
+    return tuple(out), (x, W, b_pre, there, out[1], out[3])
 
 
 def _bwd(run, split: Split, k, k_aux: int, signed, residuals, cotangents):
     """As `encode_topk.xla.backward`: each device sums over the entries whose latents it holds."""
 
-    def local(x, W, b_pre, dead, index, aux, g, g_aux):
+    def local(x, W, b_pre, there, index, aux, g, g_aux):
         size = W.shape[1]
         first, xc = split.first(size), x - b_pre[None].astype(x.dtype)
         main = Owned(g, index, first, size, split.latent)
         dW, db = main.outer_sum(xc, W.dtype)
         dx = main.decode(W.T)  # dropped by the compiler when x is data
         if k_aux:
-            mine, place = owned(aux, first, size)
-            second = Owned(jnp.where(mine & dead[place], g_aux, 0.0), aux, first, size, split.latent, dead=True)
+            own = owned(aux, first, size)[0] & there
+            second, some = Owned(jnp.where(own, g_aux, 0.0), aux, first, size, split.latent, dead=True), jnp.any(own)
             add = lambda dW, db, xc: second.outer_sum(xc, W.dtype, (dW, db))  # noqa: E731
-            dW, db = unless(~jnp.any(dead), (dW, db), add, (dW, db, xc))
-            dx = dx + when(jnp.any(dead), lambda W: second.decode(W.T), (W,))
+            dW, db = unless(~some, (dW, db), add, (dW, db, xc))
+            dx = dx + when(some, lambda W: second.decode(W.T), (W,))
         db = split.sum_rows(db)
         # Turned over as it is: a compiler that may move the cast to f32 ahead of it needs twice the memory.
         dW = jax.lax.optimization_barrier(split.sum_rows(dW).T)
         db_pre = -split.sum_latents(jnp.dot(W.astype(jnp.float32), db))
         return split.sum_latents(dx).astype(x.dtype), dW, db, db_pre
 
-    x, W, b_pre, dead, index, aux = residuals
-    ins = split.specs("BD", "DS", "D", "S", "BK", "BK", "BK", "BK")
+    x, W, b_pre, there, index, aux = residuals
+    ins = split.specs("BD", "DS", "D", "BK", "BK", "BK", "BK", "BK")
     outs = split.specs("BD", "DS", "S", "D")
-    operands = (x, W, b_pre, dead, index, aux, cotangents[0], cotangents[2])
+    operands = (x, W, b_pre, there, index, aux, cotangents[0], cotangents[2])
     dx, dW, db, db_pre = parallel.shard(local, ins, outs)(*operands)
     return dx, dW, db, db_pre.astype(b_pre.dtype), None, None
 
