@@ -4,6 +4,9 @@ Inputs are small integers (or zeros of both signs, infinities, NaN), so that sum
 differs is a fault of the selection or of the bookkeeping, never rounding.
 """
 
+import functools
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,9 @@ from hypothesis import strategies as st
 
 from jaxsae import kernels
 from jaxsae.kernels import _dispatch
+from jaxsae.kernels.encode_topk import api as encode_api
+from jaxsae.kernels.encode_topk import pallas_tpu, reference
+from jaxsae.kernels.encode_topk._tiles import Depth, Tiles
 from jaxsae.kernels.encode_topk.api import IMPLEMENTATIONS as ENCODE
 from jaxsae.kernels.sparse_decode import xla as sparse_xla
 from jaxsae.kernels.sparse_decode.api import IMPLEMENTATIONS as DECODE
@@ -49,6 +55,22 @@ def equal(ours, reference):
         assert np.array_equal(np.signbit(a), np.signbit(e)), "zeros of another sign"
 
 
+@functools.cache
+def fused(second: bool):
+    """The TPU encoder in the interpreter, tiles so small that rows and columns cross their borders."""
+    lists = (Depth(128, 4, 128, 6), Depth(128, 4, 128, 7))[: 1 + second]
+    run = {"tiles": Tiles(16, 256, 128, lists, None), "interpret": True}
+    module = SimpleNamespace(
+        forward=functools.partial(pallas_tpu.forward, **run),
+        backward=functools.partial(pallas_tpu.backward, interpret=True),
+    )
+    return encode_api._with_sparse_vjp(module)
+
+
+def interpreted(x, W, b, b_pre, scale, dead, k, k_aux, signed):
+    return fused(k_aux > 0)(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+
+
 class TestTopk:
     """`topk`: values and indices."""
 
@@ -82,6 +104,28 @@ class TestEncodeTopk:
         x, b = jnp.array([[1.0], [2.0], [-1.0]]), jnp.full(size, -0.0)
         dead = jnp.asarray(rng.random(size) < 0.2)
         equal(*self.both(implementation, x, W, b, jnp.ones(size), dead, k, 5, signed))
+
+    @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="the kernels need jax >= 0.10")
+    @pytest.mark.parametrize("scaled", [False, True])
+    @pytest.mark.parametrize("signed", [False, True])
+    @pytest.mark.parametrize("case", ROWS)
+    def test_the_tpu_kernel_equals_the_reference(self, case, signed, scaled):
+        """The same column of inputs; +0 ranks before -0 as everywhere, though the kernel compares floats."""
+        rng = np.random.default_rng(1)
+        W = jnp.asarray(ROWS[case](rng, 700), jnp.float32)[None]
+        x, b, dead = jnp.array([[1.0], [2.0], [-1.0]]), jnp.full(700, -0.0), jnp.asarray(rng.random(700) < 0.2)
+        operands = x, W, b, jnp.zeros(1), jnp.ones(700) if scaled else None, dead, 4, 5, signed
+        equal(jax.jit(interpreted, static_argnums=(6, 7, 8))(*operands), reference.encode_topk(*operands))
+
+    @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="the kernels need jax >= 0.10")
+    def test_zeros_that_a_scale_makes_keep_their_order_in_the_tpu_kernel(self):
+        """Negative numbers times a scale of 0 are -0 and come after +0."""
+        rng = np.random.default_rng(2)
+        pre, scale = rng.integers(-3, 1, 700), np.where(np.arange(700) % 5 == 2, 1.0, 0.0)
+        zeros, one = jnp.zeros(700), jnp.ones((2, 1))
+        operands = one, jnp.asarray(pre, jnp.float32)[None], zeros, jnp.zeros(1), jnp.asarray(scale), zeros > 0, 4
+        equal(jax.jit(interpreted, static_argnums=(6, 7, 8))(*operands, 0, False),
+              reference.encode_topk(*operands, 0, False))  # fmt: skip
 
     @pytest.mark.parametrize("implementation", here(ENCODE))
     @settings(max_examples=8, deadline=None)

@@ -34,7 +34,6 @@ def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed, *, tiles: Tiles | Non
         interpret: for tests on a CPU.
     """
     xc = x - b_pre[None].astype(x.dtype)
-    b = jnp.where(b == 0, 0.0, b)  # a sum with +0 is never -0, and so zeros tie by index alone
     select = functools.partial(_select, k=k, signed=signed, tiles=tiles, interpret=interpret)
     nothing = no_second(len(x), k_aux)
     if not k_aux:
@@ -97,15 +96,21 @@ def _select(xc, W, b, scale, dead, *, k, k_aux, signed, tiles, interpret):
         tiles = plan(len(xc), xc.shape[1], k, k_aux, scale is not None, W.dtype.itemsize, vmem_bytes_here())
     assert tiles is not None  # `refuse` has seen that some fit
     tiles = dataclasses.replace(tiles, lists=tiles.lists[: 2 if k_aux else 1])
-    found = group_filter(xc, W, b, scale, dead, signed, tiles, interpret)
-    *out, _, fine = finish(found[0], k, signed, W.shape[1])
+    # The filter compares floats, for which -0 and +0 are one.  A pre-activation is -0 only where its bias is, so the
+    # filter is given +0 for such a bias; lists with a zero in them are then ranked again, by bits, from the true one.
+    minus = (b == 0) & jnp.signbit(b)
+    zeros = jnp.any(minus) | (scale is not None and not signed)  # a small negative number times a scale may be -0 too
+    found = group_filter(xc, W, jnp.where(minus, 0.0, b), scale, dead, signed, tiles, interpret)
+    *out, _, fine = finish(found[0], k, signed, W.shape[1], zeros)
     if k_aux:
-        *second, aux_fine = finish(found[1], k_aux, signed, W.shape[1], absent=True)
+        *second, aux_fine = finish(found[1], k_aux, signed, W.shape[1], zeros, absent=True)
         out, fine = [*out, *second], fine & aux_fine
     return encode_again(tuple(out), fine, xc, W, b, scale, dead, k, k_aux, signed)
 
 
-def finish(found: dict, k: int, signed: bool, size: int, absent: bool = False) -> tuple:
+def finish(
+    found: dict, k: int, signed: bool, size: int, zeros: jax.Array | bool = False, absent: bool = False
+) -> tuple:
     """The k best candidates of every row and whether they are the k best of the row.
 
     Args:
@@ -113,6 +118,7 @@ def finish(found: dict, k: int, signed: bool, size: int, absent: bool = False) -
         k: how many.
         signed: whether labels carry the sign.
         size: S.
+        zeros: [] bool, whether zeros may be of both signs, so that a list with a zero in it may not be the true one.
         absent: fewer than k candidates may exist; those missing get value and index 0.
 
     Returns:
@@ -135,7 +141,7 @@ def finish(found: dict, k: int, signed: bool, size: int, absent: bool = False) -
     if absent:
         below = below | (bound == -jnp.inf)
         values, column, there = present(best, values, column)
-    return values, column, there, jnp.all(below, axis=1)
+    return values, column, there, jnp.all(below, axis=1) & ~(zeros & jnp.any(best == 0, axis=1))
 
 
 def encode_again(out: tuple, fine: jax.Array, xc, W, b, scale, dead, k: int, k_aux: int, signed: bool) -> tuple:
