@@ -1,5 +1,6 @@
 """Exact, stable top-k: every implementation against a stable sort in numpy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsae.errors import ConfigError
-from jaxsae.kernels import topk
+from jaxsae.kernels import _dispatch, topk
+from jaxsae.kernels.topk.api import IMPLEMENTATIONS
+
+#: Those that run on a CPU; `segments` is for bf16, and plain jnp.
+EVERY = ["xla", "reference", "xla_counting", "segments"]
 
 AWKWARD = {
     "normal": lambda r: r.standard_normal((5, 2048)),
@@ -36,6 +41,44 @@ def test_implementations_agree_on_drawn_shapes(rows, size, k, seed):
     x = jnp.asarray(np.round(np.random.default_rng(seed).standard_normal((rows, size)) * 3), jnp.float32)
     for a, b in zip(topk(x, k, implementation="xla"), topk(x, k, implementation="reference"), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def call(name, x, k):
+    """`topk` by an implementation; `segments` as on a TPU, where it is asked for."""
+    if name != "segments":
+        return topk(x, k, implementation=name)
+    with _dispatch.compiling_for("tpu", "TPU v5 lite"):
+        return topk(x, k, implementation=name)
+
+
+@pytest.mark.parametrize("implementation", EVERY)
+def test_the_gradient_of_a_value_goes_to_its_entry(implementation):
+    rng = np.random.default_rng(0)
+    size, dtype = (8192, jnp.bfloat16) if implementation == "segments" else (2048, jnp.float32)
+    x = np.round(rng.standard_normal((3, size)) * 3).astype(np.float32)  # ties across the border
+    g = rng.integers(-4, 5, (3, 7)).astype(np.float32)
+    found = jax.jit(jax.grad(lambda x: jnp.sum(call(implementation, x, 7)[0] * g)))(jnp.asarray(x, dtype))
+    expected = np.zeros(x.shape)
+    np.put_along_axis(expected, np.argsort(-x, axis=1, kind="stable")[:, :7], g, axis=1)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_tangent_of_a_value_is_that_of_its_entry():
+    x, moved = jnp.array([[1.0, 3.0, 2.0]]), jnp.array([[10.0, 30.0, 20.0]])
+    assert jax.jvp(lambda x: topk(x, 2)[0], (x,), (moved,))[1].tolist() == [[30.0, 20.0]]
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference", "xla_counting"])
+def test_without_a_gradient_nothing_more_is_computed(implementation):
+    """The compiled program is that of the implementation alone."""
+    x = jax.ShapeDtypeStruct((8, 4096), jnp.float32)
+    whole = IMPLEMENTATIONS[implementation]
+    alone = whole.run if isinstance(whole, _dispatch.Implementation) else whole
+    compiled = [
+        jax.jit(f, static_argnums=1).lower(x, 8).compile().cost_analysis()
+        for f in (lambda x, k: topk(x, k, implementation=implementation), alone)
+    ]
+    assert compiled[0] == compiled[1]
 
 
 @pytest.mark.parametrize("k", [0, 9])

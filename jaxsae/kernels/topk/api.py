@@ -1,6 +1,11 @@
 """The k largest entries of every row, exactly, ties by lowest index."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxsae.kernels import _gpu
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
@@ -28,7 +33,7 @@ IMPLEMENTATIONS: Available = {
 def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[jax.Array, jax.Array]:
     """The k largest entries per row, value descending, then index ascending, as `jax.lax.top_k`.
 
-    Not differentiable through the indices; take the values with `take_along_axis` where a gradient is needed.
+    The gradient of a value goes to its entry; the indices are constants.
 
     Args:
         x: [B, S] real.
@@ -50,4 +55,20 @@ def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[ja
     """
     check_k("topk", k, x.shape[-1])
     shape = {"B": x.shape[0], "S": x.shape[-1], "K": k}
-    return sharded.topk(choose("topk", implementation, IMPLEMENTATIONS, shape, x.dtype), x, k)
+    run = choose("topk", implementation, IMPLEMENTATIONS, shape, x.dtype)
+    return sharded.topk(partial(_differentiable, run), x, k)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 2))
+def _differentiable(run: Callable, x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`run(x, k)`, whose bits and loops jax cannot differentiate: a value moves with the entry that it is."""
+    return run(x, k)
+
+
+@_differentiable.defjvp
+def _moved(run: Callable, k: int, primals: tuple, tangents: tuple) -> tuple:
+    values, index = _differentiable(run, *primals, k)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        return (values, index), tuple(np.zeros(index.shape, jax.dtypes.float0) for _ in range(2))
+    moved = jnp.take_along_axis(tangents[0], index, axis=-1)
+    return (values, index), (moved, np.zeros(index.shape, jax.dtypes.float0))
