@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxsae import parallel
+from jaxsae.errors import ConfigError
+from jaxsae.kernels import encode_topk, topk
 from jaxsae.kernels.topk import xla
 from jaxsae.kernels.topk import xla_counting as counting
 
@@ -62,15 +65,46 @@ def test_runs_of_a_sweep_agree_with_single_runs():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("k", [counting.LONGEST, counting.LONGEST + 1, 128])
+@pytest.mark.parametrize("k", [counting.LONGEST, counting.LONGEST + 1, 128])  # counted, not counted, not counted
 def test_memory_stays_that_of_the_candidates(k):
     """Naming columns takes memory that grows with k squared, so long lists go another way."""
     x = jax.ShapeDtypeStruct((64, 16384), jnp.float32)
-    stats = jax.jit(counting.topk, static_argnums=1).lower(x, k).compile().memory_analysis()
+    stats = jax.jit(topk, static_argnums=1).lower(x, k).compile().memory_analysis()
     assert stats.temp_size_in_bytes < 16 * 64 * k * xla.GROUP * 4
+
+
+@pytest.mark.parametrize(
+    ("size", "k", "dtype", "why"),
+    [
+        (16384, 65, jnp.float32, "ranks at most 64 entries, not 65"),
+        (2049, 4, jnp.float32, "needs rows whose length 32 divides, not 2049"),
+        (2048, 40, jnp.float32, "needs rows of at least 5120 entries for k 40, not 2048"),
+        (2048, 4, jnp.int32, "takes float32, bfloat16 and float16, not int32"),
+    ],
+)
+def test_what_counting_cannot_serve_is_refused_by_name_and_goes_another_way_without(size, k, dtype, why):
+    x = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (3, size)), dtype)
+    with pytest.raises(ConfigError, match=f"topk: 'xla_counting' {why}; possible: xla, reference"):
+        topk(x, k, implementation="xla_counting")
+    order = np.argsort(-np.asarray(x, np.int64), axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(topk(x, k)[1], order)
+    if dtype == jnp.float32:
+        z, W = jnp.zeros(size), jnp.ones((4, size))
+        with pytest.raises(ConfigError, match=f"encode_topk: 'xla_counting' {why}; possible: xla, reference"):
+            encode_topk(jnp.ones((3, 4)), W, z, jnp.zeros(4), None, z > 0, k, implementation="xla_counting")
+
+
+def test_on_a_mesh_the_part_of_a_device_decides():
+    """2048 latents on eight devices are 256 each, fewer than a list of 4 needs."""
+    x = jnp.zeros((8, 2048))
+    topk(x, 4, implementation="xla_counting")
+    with parallel.use(parallel.make_mesh(1, 8)):
+        assert topk(x, 4)[1].tolist() == [[0, 1, 2, 3]] * 8
+        with pytest.raises(ConfigError, match="needs rows of at least 512 entries for k 4, not 256"):
+            topk(x, 4, implementation="xla_counting")
 
 
 def test_longer_lists_are_still_exact():
     x = jnp.asarray(np.round(np.random.default_rng(0).standard_normal((3, 16384)) * 50), jnp.float32)
-    for a, b in zip(counting.topk(x, 100), jax.lax.top_k(x, 100), strict=True):
+    for a, b in zip(topk(x, 100), jax.lax.top_k(x, 100), strict=True):
         np.testing.assert_array_equal(a, b)

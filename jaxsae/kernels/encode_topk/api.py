@@ -12,6 +12,7 @@ from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.encode_topk import pallas_gpu, pallas_tpu, reference, xla, xla_counting
 from jaxsae.kernels.sharded import encode_topk as sharded
 from jaxsae.kernels.sharded.axes import split_of
+from jaxsae.kernels.sharded.topk import local_shape
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ _FUSED = Implementation(_with_sparse_vjp(pallas_tpu), ("tpu",), pallas_tpu.refus
 #: In order of preference.  The fused TPU kernel is asked for by name until a device's measured table prefers it.
 IMPLEMENTATIONS: Available = {
     "pallas_gpu": Implementation(_with_sparse_vjp(pallas_gpu), ("gpu",), pallas_gpu.refuse),
-    "xla_counting": Implementation(_with_sparse_vjp(xla_counting), platforms=("cpu",)),
+    "xla_counting": Implementation(_with_sparse_vjp(xla_counting), ("cpu",), xla_counting.refuse),
     "xla": _with_sparse_vjp(xla),
     "pallas_tpu": _FUSED,
     "reference": Way(reference.encode_topk, reference.lists),
@@ -107,7 +108,7 @@ def encode_topk(
     check_k("encode_topk", k, W.shape[1])
     if k_aux:
         check_k("encode_topk (dead latents)", k_aux, W.shape[1])
-    shape = {"B": len(x), "D": len(W), "S": W.shape[1], "K": k}
+    shape = {"D": len(W), **local_shape(len(x), W.shape[1], k)}
     scaled = scale is not None or split_of(len(x), W.shape[1]) is not None
     fits = partial(pallas_tpu.refuse, k_aux=k_aux, scaled=scaled, x_dtype=x.dtype.name)
     available = {**IMPLEMENTATIONS, "pallas_tpu": replace(_FUSED, refuse=fits)}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.kernels._control import when
+from jaxsae.kernels._dispatch import Shape
 from jaxsae.kernels.encode_topk import xla
 from jaxsae.kernels.encode_topk.reference import no_second
 from jaxsae.kernels.topk import xla_counting as counting
@@ -19,11 +20,14 @@ from jaxsae.kernels.topk.xla import GROUP, group_maxima
 TILE = 256
 
 
+def refuse(shape: Shape, dtype: str) -> str | None:
+    """Why counting cannot serve a call, or is not worth it, or None; products are f32 whatever W is."""
+    return counting.refuse(shape, "float32")
+
+
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
     """Values and indices, see the api for shapes, and which entries of the second list are there."""
     rows, size = len(x), W.shape[1]
-    if not counting.can_count(size, k):
-        return xla.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
     grouped = lambda a: a.reshape(-1, size // GROUP, GROUP)  # noqa: E731
     scored = lambda v, s: (jnp.abs(v) if signed else v) * s  # noqa: E731
     product = jnp.dot(x - b_pre[None].astype(x.dtype), W, preferred_element_type=jnp.float32)

@@ -10,6 +10,14 @@ from jaxsae.kernels.sharded.axes import split_of
 from jaxsae.kernels.sharded.merge import merge
 
 
+def local_shape(rows: int, latents: int, k: int) -> dict[str, int]:
+    """What a device ranks: its part of the rows and of the latents, and as many of them as there can be."""
+    split = split_of(rows, latents)
+    if split is not None:
+        rows, latents = rows // split.data, latents // split.latent
+    return {"B": rows, "S": latents, "K": min(k, latents)}
+
+
 def topk(run: Callable, x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """`run`, an implementation of the op, on the mesh in force; see `jaxsae.kernels.topk.api`."""
     split = split_of(*x.shape) if x.ndim == 2 else None

@@ -10,6 +10,7 @@ import numpy as np
 from jaxsae.kernels import _gpu
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.sharded import topk as sharded
+from jaxsae.kernels.sharded.topk import local_shape
 from jaxsae.kernels.topk import reference, segments, xla, xla_counting
 
 
@@ -24,7 +25,7 @@ def _refuse_gpu(shape, dtype):
 IMPLEMENTATIONS: Available = {
     "pallas_gpu": _gpu.implementation(_pallas_gpu, _refuse_gpu),
     "segments": Implementation(segments.topk, ("tpu",), segments.refuse),
-    "xla_counting": Implementation(xla_counting.topk, platforms=("cpu",)),
+    "xla_counting": Implementation(xla_counting.topk, ("cpu",), xla_counting.refuse),
     "xla": xla.topk,
     "reference": reference.topk,
 }
@@ -54,8 +55,7 @@ def topk(x: jax.Array, k: int, *, implementation: str | None = None) -> tuple[ja
         ([[3.0, 3.0]], [[1, 3]])
     """
     check_k("topk", k, x.shape[-1])
-    shape = {"B": x.shape[0], "S": x.shape[-1], "K": k}
-    run = choose("topk", implementation, IMPLEMENTATIONS, shape, x.dtype)
+    run = choose("topk", implementation, IMPLEMENTATIONS, local_shape(x.shape[0], x.shape[-1], k), x.dtype)
     return sharded.topk(partial(_differentiable, run), x, k)
 
 

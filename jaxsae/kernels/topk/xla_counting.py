@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.kernels._control import either
+from jaxsae.kernels._dispatch import Shape
 from jaxsae.kernels._ordered import from_order, repair, total_order
 from jaxsae.kernels.topk import reference, xla
 from jaxsae.kernels.topk_mask.xla import LOWEST, largest_with
@@ -28,9 +29,6 @@ MOST_REPAIRED = 1 / 8
 def topk(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """See `jaxsae.kernels.topk.api.topk`."""
     rows, size = x.shape
-    fits_keys = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize <= 4
-    if not fits_keys or not can_count(size, k):
-        return xla.topk(x, k)
     grouped = x.reshape(rows, size // xla.GROUP, xla.GROUP)
     best = best_groups(xla.group_maxima(grouped), k)
     candidates = jnp.take_along_axis(grouped, best[:, :, None], axis=1).reshape(rows, k * xla.GROUP)
@@ -38,9 +36,23 @@ def topk(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return jnp.take_along_axis(candidates, at, axis=1), index
 
 
-def can_count(size: int, k: int) -> bool:
-    """Whether counting serves rows of this size, and is worth it."""
-    return k <= LONGEST and xla.can_group(size, k)
+def refuse(shape: Shape, dtype: str) -> str | None:
+    """Why counting cannot serve a call, or is not worth it, or None.
+
+    Example:
+        >>> refuse({"S": 2048, "K": 65}, "float32"), refuse({"S": 2048, "K": 4}, "float32")
+        ('ranks at most 64 entries, not 65', None)
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        return f"takes float32, bfloat16 and float16, not {dtype}"
+    size, k = shape["S"], shape["K"]
+    if k > LONGEST:
+        return f"ranks at most {LONGEST} entries, not {k}"
+    if size % xla.GROUP:
+        return f"needs rows whose length {xla.GROUP} divides, not {size}"
+    if not xla.can_group(size, k):
+        return f"needs rows of at least {4 * k * xla.GROUP} entries for k {k}, not {size}"
+    return None
 
 
 def best_groups(maxima: jax.Array, k: int) -> jax.Array:
