@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxsae import parallel
-from jaxsae.kernels import keep_best, keep_best_of_columns
+from jaxsae.errors import ConfigError
+from jaxsae.kernels import _dispatch, keep_best, keep_best_of_columns
 from jaxsae.kernels.keep_best.api import IMPLEMENTATIONS
 
 CASES = {
@@ -66,6 +67,38 @@ def test_columns_keep_their_own_best_on_any_mesh(shape):
             x = make(np.random.default_rng(2)).astype(np.float32)
             wanted = np.stack([expected(x[:, i : i + 1], n)[:, 0] for i, n in enumerate(counts)], axis=1)
             np.testing.assert_array_equal(run(jnp.asarray(x), jnp.asarray(counts)), wanted)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4)])
+def test_a_mesh_runs_the_implementation_that_was_named_or_says_why_not(shape):
+    x = jnp.asarray(CASES["ties"](np.random.default_rng(1)), jnp.float32)
+    with parallel.use(parallel.make_mesh(*shape)):
+        kept = keep_best(x, jnp.array(37), latents=True, implementation="xla")
+        np.testing.assert_array_equal(kept, expected(np.asarray(x), 37))
+        with pytest.raises(ConfigError, match=r"keep_best: 'reference' sorts the whole matrix.*; possible: xla"):
+            keep_best(x, jnp.array(37), latents=True, implementation="reference")
+
+
+def test_a_measured_table_decides(monkeypatch):
+    """The choice knows the sizes of the call."""
+    row = {"shape": {"B": 16, "C": 24}, "dtype": "float32", "milliseconds": {"xla": 2.0, "reference": 1.0}}
+    monkeypatch.setattr(_dispatch, "table", lambda kind: {"keep_best": [row]})
+    program = lambda: str(jax.make_jaxpr(lambda x: keep_best(x, jnp.array(3)))(jnp.zeros((16, 24))))  # noqa: E731
+    assert "sort" in program()
+    monkeypatch.setattr(_dispatch, "table", lambda kind: {})
+    assert "sort" not in program()
+
+
+def test_refuses_numbers_that_float32_would_round_and_lists_longer_than_a_column():
+    whole = jnp.array([[2**24, 2**24 + 1]], jnp.int32)
+    with pytest.raises(ConfigError, match="keep_best: takes float32, bfloat16 or float16, found int32"):
+        keep_best(whole, jnp.array(1))
+    with pytest.raises(ConfigError, match="keep_best_of_columns: takes float32, bfloat16 or float16, found int32"):
+        keep_best_of_columns(whole, jnp.array([1, 1]), 1)
+    for most in (0, 3):
+        why = f"keep_best_of_columns: k must lie between 1 and the 2 candidates, found {most}"
+        with pytest.raises(ConfigError, match=why):
+            keep_best_of_columns(jnp.zeros((2, 8)), jnp.ones(8, jnp.int32), most)
 
 
 def test_a_nan_is_worse_than_anything():

@@ -65,6 +65,23 @@ def test_orders_zeros_and_nan_as_lax_top_k(cut):
         np.testing.assert_array_equal(xla.above(x, *cut(x, k)), chosen)
 
 
+@pytest.mark.parametrize("cut", CUTS.values(), ids=None)
+@pytest.mark.parametrize("size", [130, 2100])
+def test_orders_zeros_and_nan_of_both_signs_by_their_bits(size, cut):
+    """-NaN < -inf < -0 < +0 < inf < NaN, at widths below and above what the TPU kernel reads at once."""
+    rng = np.random.default_rng(2)
+    x = rng.choice([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan], (ROWS, size)).astype(np.float32)
+    x = np.where(rng.random(x.shape) < 0.1, np.copysign(x, np.float32(-1.0)), x)
+    x[0], x[1] = 0.0, -np.abs(x[1])
+    bits = x.view(np.int32).astype(np.int64)
+    rank = np.where(bits < 0, -(bits & 0x7FFFFFFF) - 1, bits)
+    k = np.array([1, 2, 5, 20, 64, 100, size - 1, size, 0, 77, 129], np.int32)
+    order = np.argsort(-rank, axis=1, kind="stable")
+    mask = np.zeros(x.shape, bool)
+    np.put_along_axis(mask, order, np.arange(size)[None] < k[:, None], axis=1)
+    np.testing.assert_array_equal(xla.above(jnp.asarray(x), *cut(jnp.asarray(x), jnp.asarray(k))), mask)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 4), st.sampled_from([7, 130, 513]), st.integers(1, 60), st.integers(0, 10**6))
 def test_the_whole_batch_is_cut_at_once(rows, size, k, seed):
@@ -88,10 +105,22 @@ def test_tiles_fit_by_construction():
     assert pallas_tpu.tile_rows(4096, 1 << 20, 64 * 2**20) is None
 
 
-@pytest.mark.parametrize("k", [0, 9])
+@pytest.mark.parametrize("k", [0, 9, np.int64(0), np.int32(9)])
 def test_refuses_k_out_of_range(k):
     with pytest.raises(ConfigError, match="between 1 and the 8 candidates"):
         topk_mask(jnp.zeros((2, 8)), k)
+
+
+@pytest.mark.parametrize("over", ["rows", "ALL", ""])
+def test_refuses_another_word_than_row_or_all(over):
+    with pytest.raises(ConfigError, match=f"over must be 'row' or 'all', found '{over}'"):
+        topk_mask(jnp.zeros((2, 8)), 2, over=over)
+
+
+def test_refuses_numbers_that_float32_would_round():
+    """2^24 + 1 is no f32: the lower of two would win."""
+    with pytest.raises(ConfigError, match="takes float32, bfloat16 or float16, found int32; cast it"):
+        topk_mask(jnp.array([[2**24, 2**24 + 1]], jnp.int32), 1)
 
 
 def test_named_on_another_platform_it_says_what_is_possible():

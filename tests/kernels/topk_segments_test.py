@@ -65,6 +65,20 @@ def test_approximate_finds_what_it_promises():
     assert float(measured_recall(index, jax.lax.top_k(x, 16)[1])) >= 0.9
 
 
+@pytest.mark.parametrize(
+    ("k", "recall", "why"),
+    [
+        (0, 0.9, "approx_topk: k must lie between 1 and the 64 candidates, found 0"),
+        (65, 0.9, "approx_topk: k must lie between 1 and the 64 candidates, found 65"),
+        (3, 1.5, "approx_topk: recall is a share between 0 and 1, found 1.5"),
+        (3, 0.0, "approx_topk: recall is a share between 0 and 1, found 0.0"),
+    ],
+)
+def test_approximate_refuses_what_it_cannot_promise(k, recall, why):
+    with pytest.raises(ConfigError, match=why):
+        approx_topk(jnp.zeros((2, 64)), k, recall=recall)
+
+
 def test_the_expected_recall_is_that_of_random_bins():
     rng = np.random.default_rng(0)
     found = [len(np.unique(rng.integers(0, 100, 20))) / 20 for _ in range(20000)]

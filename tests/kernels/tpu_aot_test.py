@@ -203,6 +203,12 @@ def test_mask_compiles(chip):
     assert tpu_aot.temporary_bytes(compiled) < 2**20
 
 
+@pytest.mark.parametrize("size", [8, 130, 2047, 2100])
+def test_mask_compiles_for_rows_of_any_length(size):
+    x = abstract((64, size), f32)
+    assert '"tpu_custom_call"' in tpu_aot.compile_for("v5e", lambda x: mask.cut(x, 8), x).as_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", tpu_aot.CHIPS)
 @pytest.mark.parametrize("size", [65536, 131072])

@@ -1,15 +1,23 @@
 """The best entries of a whole matrix at once: one global threshold, ties included exactly."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
 
-from jaxsae.kernels._dispatch import choose
+from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
 from jaxsae.kernels.keep_best import reference, xla
 from jaxsae.kernels.sharded import keep_best as sharded
+from jaxsae.kernels.topk_mask.xla import check_dtype
 
-IMPLEMENTATIONS: dict[str, Callable] = {"xla": xla.keep_best, "reference": reference.keep_best}
+IMPLEMENTATIONS: Available = {"xla": xla.keep_best, "reference": reference.keep_best}
+
+
+def _whole_only(shape, dtype: str) -> str:
+    return "sorts the whole matrix, which the mesh in force spreads over several devices"
+
+
+#: Where a device holds a part of the matrix.
+_IN_PARTS: Available = {**IMPLEMENTATIONS, "reference": Implementation(reference.keep_best, refuse=_whole_only)}
 
 
 def keep_best(
@@ -21,7 +29,7 @@ def keep_best(
     found by counting, and counts are integers.
 
     Args:
-        score: [B, C] f32; NaN ranks below everything, -0.0 as 0.0.
+        score: [B, C] f32, bf16 or f16; NaN ranks below everything, -0.0 as 0.0.
         count: [] int32, how many; 0 or less keeps none.  B * C and count times the number of devices below 2^31.
         latents: the columns are all latents, so a mesh spreads them over its axis of that name; otherwise they are a
             list of candidates, whole on every device.
@@ -30,12 +38,18 @@ def keep_best(
     Returns:
         [B, C] bool.
 
+    Raises:
+        ConfigError: another dtype, or an implementation that cannot serve the call.
+
     Example:
         >>> import jax.numpy as jnp
         >>> keep_best(jnp.array([[1.0, 5.0], [5.0, 5.0]]), jnp.array(2)).tolist()
         [[False, True], [True, False]]
     """
-    run = choose("keep_best", implementation, IMPLEMENTATIONS)
+    check_dtype("keep_best", score.dtype)
+    split = sharded.spread(score, latents)
+    shape = {"B": len(score) // (split.data if split else 1), "C": score.shape[1] // (split.latent if split else 1)}
+    run = choose("keep_best", implementation, _IN_PARTS if split else IMPLEMENTATIONS, shape, score.dtype)
     return sharded.keep_best(run, jax.lax.stop_gradient(score), count, latents)
 
 
@@ -46,17 +60,22 @@ def keep_best_of_columns(score: jax.Array, count: jax.Array, most: int) -> jax.A
     keeps the same entries.
 
     Args:
-        score: [B, S] f32; NaN ranks below everything.
+        score: [B, S] f32, bf16 or f16; NaN ranks below everything.
         count: [S] int32, how many; 0 or less keeps none.
         most: a number, at most B, that no count exceeds.
 
     Returns:
         [B, S] bool.
 
+    Raises:
+        ConfigError: `most` out of range or another dtype.
+
     Example:
         >>> import jax.numpy as jnp
         >>> keep_best_of_columns(jnp.array([[1.0, 5.0], [3.0, 5.0]]), jnp.array([1, 1]), 1).tolist()
         [[False, True], [True, False]]
     """
+    check_dtype("keep_best_of_columns", score.dtype)
+    check_k("keep_best_of_columns", most, len(score))
     ranked = partial(reference.of_columns, most=most)
     return sharded.keep_best_of_columns(ranked, jax.lax.stop_gradient(score), count)

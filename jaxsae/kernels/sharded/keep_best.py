@@ -8,20 +8,26 @@ import jax.numpy as jnp
 
 from jaxsae import parallel
 from jaxsae.kernels.keep_best import xla
-from jaxsae.kernels.sharded.axes import split_of
+from jaxsae.kernels.sharded.axes import Split, split_of
+
+
+def spread(score: jax.Array, latents: bool) -> Split | None:
+    """How the matrix is spread over the mesh in force, or None where every device holds the whole."""
+    split = split_of(len(score), score.shape[1] if latents else 1)
+    return None if split is None or split.data * split.latent == 1 else split
 
 
 def keep_best(run: Callable, score: jax.Array, count: jax.Array, latents: bool = False) -> jax.Array:
-    """`run`, an implementation of the op, on the mesh in force; see `jaxsae.kernels.keep_best.api`."""
-    split = split_of(len(score), score.shape[1] if latents else 1)
-    if split is None or split.data * split.latent == 1:
+    """`run` on the mesh in force, see `jaxsae.kernels.keep_best.api`; where that spreads, one that adds up counts."""
+    split = spread(score, latents)
+    if split is None:
         return run(score, count)
 
     def local(score: jax.Array, count: jax.Array) -> jax.Array:
         total = lambda n: split.sum_rows(split.sum_latents(n))  # noqa: E731
         before = partial(_before, "data") if split.data > 1 else jnp.zeros_like
         columns = _left_of if split.latent > 1 else lambda n: (n, jnp.zeros_like(n))
-        return xla.keep_best(score, count, total, before, columns)
+        return run(score, count, total, before, columns)
 
     letters = "BS" if latents else "BC"
     return parallel.shard(local, (split.spec(letters), split.spec("")), split.spec(letters))(score, count)

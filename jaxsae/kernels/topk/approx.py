@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from jaxsae.errors import ConfigError
+from jaxsae.kernels._dispatch import check_k
+
 
 def approx_topk(x: jax.Array, k: int, recall: float = 0.95) -> tuple[jax.Array, jax.Array]:
     """Most of the k largest entries per row, value descending, by `jax.lax.approx_max_k`.
@@ -20,11 +23,17 @@ def approx_topk(x: jax.Array, k: int, recall: float = 0.95) -> tuple[jax.Array, 
     Returns:
         values [B, k] in the dtype of x, indices [B, k] int32.
 
+    Raises:
+        ConfigError: k or recall out of range.
+
     Example:
         >>> v, i = approx_topk(jnp.array([[1.0, 3.0, 2.0]]), 2)
         >>> i.tolist()
         [[1, 2]]
     """
+    check_k("approx_topk", k, x.shape[-1])
+    if not 0 < recall < 1:
+        raise ConfigError(f"approx_topk: recall is a share between 0 and 1, found {recall}; topk finds all")
     return jax.lax.approx_max_k(x, k, recall_target=recall)
 
 

@@ -87,7 +87,8 @@ def _body(x, k, least_out, last_out, keys, *, size: int, chunks: int):
         keys[:, here] = total_order(x[:, here])
         return carry
 
-    jax.lax.fori_loop(0, size // CHUNK, convert, 0)
+    if size >= CHUNK:  # a narrower row has no whole chunk to read
+        jax.lax.fori_loop(0, size // CHUNK, convert, 0)
     if tail:  # what fills the chunk is below every real key but a NaN of negative sign, which has a lower index
         keys[:, size - tail : size] = total_order(x[:, size - tail :])
         keys[:, size:] = jnp.full((R, CHUNK - tail), LOWEST, jnp.int32)

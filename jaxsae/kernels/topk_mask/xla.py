@@ -1,13 +1,22 @@
 """The threshold of the k largest by bisection on ordered integers, one bit per pass."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxsae.errors import ConfigError
 from jaxsae.kernels._ordered import total_order
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
+
+
+def check_dtype(op: str, dtype: Any) -> None:
+    """Refuses what f32 does not hold exactly, since entries are compared by the bits of an f32."""
+    name = jnp.dtype(dtype).name
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"{op}: takes float32, bfloat16 or float16, found {name}; cast it where float32 can hold it")
 
 
 def above(x: jax.Array, least: jax.Array, last: jax.Array) -> jax.Array:
