@@ -39,3 +39,13 @@ def test_a_step_needs_its_gradients_and_nothing_that_grows_as_rows_times_latents
     slope = np.polyfit(sizes, used, 1)[0]
     print(chip, dict(zip(sizes, used, strict=True)), f"{slope:.0f} bytes per latent")
     assert slope < 2 * 4 * WIDTH + 4 * 512 < 4 * ROWS
+
+
+@pytest.mark.slow
+def test_forms_that_write_pre_activations_write_a_tile_of_them():
+    """What runs on a TPU without a name: from 4,096 x 131,072 on, more latents cost their gradients only."""
+    sizes = [131072, 1048576]
+    used = [temporaries("v6e", s) for s in sizes]
+    slope = (used[1] - used[0]) / (sizes[1] - sizes[0])
+    print(dict(zip(sizes, used, strict=True)), f"{slope:.0f} bytes per latent")
+    assert slope < 2 * 4 * WIDTH + 4 * 512

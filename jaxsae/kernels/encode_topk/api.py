@@ -9,10 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
+from jaxsae.kernels._rows import by_rows
 from jaxsae.kernels.encode_topk import pallas_gpu, pallas_tpu, reference, xla, xla_counting
 from jaxsae.kernels.sharded import encode_topk as sharded
 from jaxsae.kernels.sharded.axes import split_of
 from jaxsae.kernels.sharded.topk import local_shape
+
+#: Bytes of pre-activations that exist at a time where an implementation writes them: those of 4,096 rows of 131,072
+#: latents.  More rows are encoded one tile after another, so that memory does not grow with rows times latents.
+WRITTEN = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -31,22 +36,31 @@ class Way:
         return self.op(*operands)
 
 
-def _with_sparse_vjp(module: Any) -> Way:
-    """`forward` and `backward` of an implementation as one differentiable function."""
+def _with_sparse_vjp(module: Any, writes: bool = True) -> Way:
+    """`forward` and `backward` of an implementation as one differentiable function.
+
+    Args:
+        module: the implementation.
+        writes: whether it writes the pre-activations, so that many rows are taken in tiles.
+    """
+
+    def lists(x, W, *others):
+        rows = lambda x: module.forward(x, W, *others)  # noqa: E731
+        return by_rows(rows, x, 4 * W.shape[1], WRITTEN) if writes else rows(x)
 
     @partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
     def run(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-        return module.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)[:4]
+        return lists(x, W, b, b_pre, scale, dead, k, k_aux, signed)[:4]
 
     def fwd(x, W, b, b_pre, scale, dead, k, k_aux, signed):
-        *out, there = module.forward(x, W, b, b_pre, scale, dead, k, k_aux, signed)
+        *out, there = lists(x, W, b, b_pre, scale, dead, k, k_aux, signed)
         return tuple(out), (x, W, b_pre, there, out[1], out[3])
 
     run.defvjp(fwd, module.backward)
-    return Way(run, module.forward)
+    return Way(run, lists)
 
 
-_FUSED = Implementation(_with_sparse_vjp(pallas_tpu), ("tpu",), pallas_tpu.refuse)
+_FUSED = Implementation(_with_sparse_vjp(pallas_tpu, writes=False), ("tpu",), pallas_tpu.refuse)
 
 #: In order of preference.  The fused TPU kernel is asked for by name until a device's measured table prefers it.
 IMPLEMENTATIONS: Available = {

@@ -1,6 +1,5 @@
 """`encode_topk` on a mesh: every device ranks its own latents, the candidates are merged, the gradient stays home."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxsae import parallel
 from jaxsae.kernels._control import unless, when
+from jaxsae.kernels._rows import by_rows
 from jaxsae.kernels.sharded.axes import Split, owned, split_of
 from jaxsae.kernels.sharded.merge import merge
 from jaxsae.kernels.sharded.sums import Owned
@@ -36,7 +36,7 @@ def _forward(run: Any, split: Split, k: int, k_aux: int, signed: bool, *operands
         size = W.shape[1]
         own = min(k, size), min(k_aux, size)
         tile = lambda rows: run.lists(rows, W, b, b_pre, scale, dead, *own, signed)  # noqa: E731
-        values, index, *second = by_rows(tile, x, 4 * size)
+        values, index, *second = by_rows(tile, x, 4 * size, TILE_BYTES)
         if split.latent == 1:
             return values, index, *second
         first = split.first(size)
@@ -94,15 +94,3 @@ def _bwd(run, split: Split, k, k_aux: int, signed, residuals, cotangents):
 
 
 _encode.defvjp(_fwd, _bwd)
-
-
-def by_rows(f: Callable, x: jax.Array, row_bytes: int) -> tuple[jax.Array, ...]:
-    """`f(x)` in tiles of rows whose intermediate results, `row_bytes` a row, stay within `TILE_BYTES`."""
-    rows = len(x)
-    tiles = min(rows, -(-rows * row_bytes // TILE_BYTES))
-    while rows % tiles:
-        tiles += 1
-    if tiles == 1:
-        return f(x)
-    out = jax.lax.map(f, x.reshape(tiles, rows // tiles, *x.shape[1:]))
-    return tuple(a.reshape(rows, *a.shape[2:]) for a in out)
