@@ -34,9 +34,21 @@ AWKWARD = {
     "all equal": lambda r: np.full((ROWS, SIZE), 1.5),
     "all negative": lambda r: -np.abs(r.standard_normal((ROWS, SIZE))),
     "minus infinite": lambda r: np.where(r.random((ROWS, SIZE)) < 0.999, -np.inf, 1.0),
+    "infinite": lambda r: r.choice([np.inf, -np.inf, 0.0, 1.0], (ROWS, SIZE), p=[0.01, 0.5, 0.29, 0.2]),
+    "signed zeros": lambda r: np.where(r.random((ROWS, SIZE)) < 0.5, -0.0, 0.0),
+    "few +0 among -0": lambda r: np.where(np.arange(SIZE)[None] % 701 == 5, 0.0, np.full((ROWS, SIZE), -0.0)),
+    "NaN": lambda r: np.where(r.random((ROWS, SIZE)) < 0.002, np.nan, r.standard_normal((ROWS, SIZE))),
+    "NaN of both signs": lambda r: r.choice([np.nan, -np.nan, -np.inf], (ROWS, SIZE), p=[0.001, 0.997, 0.002]),
+    "NaN of negative sign": lambda r: np.full((ROWS, SIZE), -np.nan),
     "neighbours": neighbours,
     "one segment": one_segment,
 }
+
+
+def by_bits(x):
+    """Integers in the order of `lax.top_k`: -NaN < -inf < -0 < +0 < inf < NaN."""
+    bits = x.astype(np.float32).view(np.int32).astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFFFFFF) - 1, bits)
 
 
 @pytest.mark.parametrize("k", [7, 60])
@@ -44,9 +56,10 @@ AWKWARD = {
 def test_equals_a_stable_sort(case, k):
     x = AWKWARD[case](np.random.default_rng(0)).astype(ml_dtypes.bfloat16)
     values, index = jax.jit(segments.topk, static_argnums=(1, 2))(jnp.asarray(x), k, 8)
-    order = np.argsort(-x.astype(np.float32), axis=1, kind="stable")[:, :k]
+    order = np.argsort(-by_bits(x), axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(index, order)
-    np.testing.assert_array_equal(values, np.take_along_axis(x, order, 1))
+    np.testing.assert_array_equal(np.asarray(values, np.float32), np.take_along_axis(x, order, 1).astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(values), np.signbit(np.take_along_axis(x, order, 1)))
     assert values.dtype == jnp.bfloat16
 
 

@@ -49,7 +49,7 @@ def topk(x: jax.Array, k: int, segments: int | None = None) -> tuple[jax.Array, 
     rows, size = x.shape
     n = segments or n_segments(size, k) or 1
     padded = -(-size // (BLOCK * n)) * BLOCK * n
-    # Absent columns come last of all equals; the k best never reach them, because k <= size.
+    # Absent columns come last of all equals; the k best, at most `size`, reach them only past NaN of negative sign.
     dealt = jnp.pad(x, ((0, 0), (0, padded - size)), constant_values=-jnp.inf)
     dealt = dealt.reshape(rows, -1, n, BLOCK).swapaxes(1, 2).reshape(rows * n, padded // n)
     best, at = jax.lax.top_k(dealt, min(KEPT, padded // n))
@@ -57,8 +57,10 @@ def topk(x: jax.Array, k: int, segments: int | None = None) -> tuple[jax.Array, 
     best = best.reshape(rows, n, -1)
     values, index = best_first(best.reshape(rows, -1), column.reshape(rows, -1).astype(jnp.int32), k)
     out = values.astype(x.dtype), index
-    if k <= KEPT:
+    if k <= KEPT and padded == size:
         return out
-    fine = jnp.all(best[:, :, -1].astype(jnp.float32) < values[:, -1:], axis=1)
+    fine = jnp.all(index < size, axis=1)
+    if k > KEPT:
+        fine &= jnp.all(best[:, :, -1].astype(jnp.float32) < values[:, -1:], axis=1)
     again = lambda at: reference.topk(jnp.take(x, at, axis=0, mode="clip"), k)  # noqa: E731
     return repair(out, fine, min(AGAIN_ROWS, rows), again)
