@@ -4,6 +4,7 @@ Few columns per tile, so that every shape drawn crosses the borders of tiles, st
 """
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsae.kernels.encode_topk import reference, xla
+from jaxsae.kernels.encode_topk import api, reference, xla
 from jaxsae.kernels.encode_topk._tiles import Depth, Tiles
 
 pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="the kernels need jax >= 0.10")
@@ -121,6 +122,44 @@ def check_gradients(B, S, k, k_aux, share, seed):
 @pytest.mark.parametrize(("k_aux", "share"), [(0, 0.0), pytest.param(2, 0.5, marks=pytest.mark.slow)])
 def test_the_backward_pass_equals_autodiff_of_the_reference(k_aux, share):
     check_gradients(5, 40, 3, k_aux, share, 1)
+
+
+@functools.cache
+def op(k_aux):
+    """Kernel and segment kernel as one differentiable function, as the api makes it."""
+    tiles = Tiles(16, 256, 128, (DEEP, DEEP)[: 2 if k_aux else 1], None)
+    module = SimpleNamespace(
+        forward=functools.partial(pallas_tpu.forward, tiles=tiles, interpret=True),
+        backward=functools.partial(pallas_tpu.backward, interpret=True),
+    )
+    run = api._with_sparse_vjp(module)
+
+    def loss(x, W, b, b_pre, dead, g, g_aux):
+        values, index, aux_values, aux = run(x, W, b, b_pre, None, dead, 3, k_aux, False)
+        return jnp.sum(values * g) + jnp.sum(aux_values * g_aux), (index, aux)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+
+
+@pytest.mark.parametrize("k_aux", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_on_every_kind_of_rows_is_that_of_a_loop(kind, k_aux):
+    """From the op's own lists; an entry of a NaN or infinite row spoils its own latents and no others."""
+    args = draw(kind, 9, 130, 5)
+    x, W, _, b_pre, dead = (np.asarray(a) for a in args)
+    rng = np.random.default_rng(5)
+    g, g_aux = (rng.integers(-4, 5, (9, n)).astype(np.float32) for n in (3, k_aux))
+    found, (index, aux) = op(k_aux)(*args, g, g_aux)
+    dx, dW, db = np.zeros_like(x), np.zeros_like(W), np.zeros(130, np.float32)
+    for indices, weights in ((index, g), (aux, g_aux)):
+        for row, (latents, weight) in enumerate(zip(np.asarray(indices), weights, strict=True)):
+            for s, v in zip(latents, weight, strict=True):
+                dx[row] += v * W[:, s]
+                dW[:, s] += v * (x[row] - b_pre)
+                db[s] += v
+    assert not k_aux or np.all(dead[np.asarray(aux)])  # more are dead than are asked for
+    for a, e in zip(found, (dx, dW, db, -W @ db), strict=True):
+        np.testing.assert_array_equal(a, e)
 
 
 @pytest.mark.slow

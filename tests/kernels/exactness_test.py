@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxsae import kernels
 from jaxsae.errors import ConfigError
-from jaxsae.kernels import _dispatch
+from jaxsae.kernels import _dispatch, _gpu
 from jaxsae.kernels.encode_topk import api as encode_api
 from jaxsae.kernels.encode_topk import pallas_tpu, reference
 from jaxsae.kernels.encode_topk._tiles import Depth, Tiles
@@ -133,6 +133,22 @@ class TestEncodeTopk:
         x, b, dead = jnp.array([[1.0], [2.0], [-1.0]]), jnp.full(700, -0.0), jnp.asarray(rng.random(700) < 0.2)
         operands = x, W, b, jnp.zeros(1), jnp.ones(700) if scaled else None, dead, 4, 5, signed
         equal(jax.jit(interpreted, static_argnums=(6, 7, 8))(*operands), reference.encode_topk(*operands))
+
+    @pytest.mark.skipif(jax.__version_info__ < _gpu.OLDEST_JAX, reason="the Pallas GPU kernels need jax 0.11")
+    @pytest.mark.parametrize("signed", [False, True])
+    @pytest.mark.parametrize("case", ROWS)
+    def test_the_gpu_kernel_equals_the_reference(self, case, signed):
+        """Interpreted, over the widths that it takes in one stage and in two."""
+        from jax.experimental.pallas import mosaic_gpu as plgpu
+
+        for size in (700, 4352):
+            rng = np.random.default_rng(1)
+            W = jnp.asarray(ROWS[case](rng, size), jnp.float32)[None]
+            x, b, dead = jnp.array([[1.0], [-1.0]]), jnp.full(size, -0.0), jnp.asarray(rng.random(size) < 0.2)
+            operands = x, W, b, jnp.zeros(1), jnp.ones(size), dead, 4, 5, signed
+            with plgpu.force_gpu_interpret_mode():
+                found = jax.jit(ENCODE["pallas_gpu"].run, static_argnums=(6, 7, 8))(*operands)
+            equal(found, reference.encode_topk(*operands))
 
     @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="the kernels need jax >= 0.10")
     def test_zeros_that_a_scale_makes_keep_their_order_in_the_tpu_kernel(self):
