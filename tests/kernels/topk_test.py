@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxsae import parallel
 from jaxsae.errors import ConfigError
 from jaxsae.kernels import _dispatch, topk
 from jaxsae.kernels.topk.api import IMPLEMENTATIONS
@@ -51,13 +52,15 @@ def call(name, x, k):
         return topk(x, k, implementation=name)
 
 
+@pytest.mark.parametrize("mesh", [None, (2, 2)])
 @pytest.mark.parametrize("implementation", EVERY)
-def test_the_gradient_of_a_value_goes_to_its_entry(implementation):
+def test_the_gradient_of_a_value_goes_to_its_entry(implementation, mesh):
     rng = np.random.default_rng(0)
     size, dtype = (8192, jnp.bfloat16) if implementation == "segments" else (2048, jnp.float32)
-    x = np.round(rng.standard_normal((3, size)) * 3).astype(np.float32)  # ties across the border
-    g = rng.integers(-4, 5, (3, 7)).astype(np.float32)
-    found = jax.jit(jax.grad(lambda x: jnp.sum(call(implementation, x, 7)[0] * g)))(jnp.asarray(x, dtype))
+    x = np.round(rng.standard_normal((4, size)) * 3).astype(np.float32)  # ties across the border
+    g = rng.integers(-4, 5, (4, 7)).astype(np.float32)
+    with parallel.use(mesh and parallel.make_mesh(*mesh, jax.devices()[:4])):
+        found = jax.jit(jax.grad(lambda x: jnp.sum(call(implementation, x, 7)[0] * g)))(jnp.asarray(x, dtype))
     expected = np.zeros(x.shape)
     np.put_along_axis(expected, np.argsort(-x, axis=1, kind="stable")[:, :7], g, axis=1)
     np.testing.assert_array_equal(found, expected)

@@ -124,7 +124,7 @@ def encode_topk(
         check_k("encode_topk (dead latents)", k_aux, W.shape[1])
     shape = {"D": len(W), **local_shape(len(x), W.shape[1], k)}
     scaled = scale is not None or split_of(len(x), W.shape[1]) is not None
-    fits = partial(pallas_tpu.refuse, k_aux=k_aux, scaled=scaled, x_dtype=x.dtype.name)
+    fits = partial(pallas_tpu.refuse, k_aux=min(k_aux, shape["S"]), scaled=scaled, x_dtype=x.dtype.name)
     available = {**IMPLEMENTATIONS, "pallas_tpu": replace(_FUSED, refuse=fits)}
     run = choose("encode_topk", implementation, available, shape, W.dtype)
     if scale is None and run is not _FUSED.run:

@@ -1,4 +1,7 @@
-"""`encode_topk` on a mesh: every device ranks its own latents, the candidates are merged, the gradient stays home."""
+"""`encode_topk` on a mesh: every device ranks its own latents, the candidates are merged, the gradient stays home.
+
+The lists are those of the implementation asked for; the gradient is summed in one way whichever that is.
+"""
 
 from functools import partial
 from typing import Any
