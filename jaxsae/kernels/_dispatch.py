@@ -14,7 +14,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -55,6 +55,24 @@ class Implementation:
 
 
 Available = Mapping[str, "Callable | Implementation"]
+
+
+def on_mesh(available: Available, *spread: str) -> Available:
+    """The implementations of an op where it is spread over a mesh: those it has parts for; others are refused by name.
+
+    Args:
+        available: implementations of the op.
+        spread: names of those whose parts are what the devices compute.
+
+    Example:
+        >>> ops = on_mesh({"xla": lambda: "parts", "reference": lambda: "whole"}, "xla")
+        >>> ops["xla"](), ops["reference"].objection("cpu", {"B": 1}, "float32")
+        ('parts', 'works on one device, this is a mesh')
+    """
+    alone = {n: i if isinstance(i, Implementation) else Implementation(i) for n, i in available.items()}
+    refuse = lambda shape, dtype: "works on one device, this is a mesh"  # noqa: E731
+    return {n: available[n] if n in spread else replace(i, refuse=refuse) for n, i in alone.items()}
+
 
 _target: ContextVar[tuple[str, str] | None] = ContextVar("target", default=None)
 _named: ContextVar[Mapping[str, str]] = ContextVar("named", default={})  # noqa: B039 - never written to

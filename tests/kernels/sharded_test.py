@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from jaxsae import kernels, parallel
+from jaxsae.errors import ConfigError
+from jaxsae.kernels._dispatch import compiling_for
 from jaxsae.kernels.sharded import sums
 
 B, D, S, K, AUX = 16, 12, 2048, 4, 8
@@ -132,3 +134,51 @@ def test_only_candidates_travel():
     most = max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in moved)
     assert most <= B * max(D, AUX * 8), moved
     assert most < B * S / 8
+
+
+def decode_named(name):
+    return kernels.sparse_decode(jnp.ones((B, K)), jnp.zeros((B, K), jnp.int32), jnp.ones((S, D)), implementation=name)
+
+
+def residual_named(name):
+    args = jnp.ones((B, K)), jnp.zeros((B, K), jnp.int32), jnp.ones((S, D)), jnp.ones((B, D))
+    return kernels.decode_residual_sddmm(*args, implementation=name)
+
+
+CALLS = {"sparse_decode": decode_named, "decode_residual_sddmm": residual_named}
+
+
+@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize(
+    ("name", "platform", "message"),
+    [
+        ("nonsense", "cpu", "no implementation 'nonsense' here"),
+        ("pallas_tpu", "cpu", "'pallas_tpu' runs on tpu, this is cpu; possible: xla$"),
+        ("pallas_tpu", "tpu", "'pallas_tpu' works on one device, this is a mesh; possible: xla$"),
+        ("reference", "cpu", "'reference' works on one device, this is a mesh; possible: xla$"),
+    ],
+)
+def test_a_name_that_does_not_run_on_a_mesh_is_refused(op, around, name, platform, message):
+    names = {op: name} if around else {}
+    with (
+        parallel.use(mesh(2, 4)),
+        compiling_for(platform, platform),
+        kernels.using(**names),
+        pytest.raises(ConfigError, match=f"{op}: {message}"),
+    ):
+        CALLS[op](None if around else name)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_what_runs_on_a_mesh_may_be_named(op):
+    with parallel.use(mesh(2, 4)):
+        named, unnamed = CALLS[op]("xla"), CALLS[op](None)
+    for a, b in zip(jax.tree.leaves(named), jax.tree.leaves(unnamed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_name_for_the_decoder_does_not_reach_into_the_residual():
+    """On a mesh both are the same sum, and each answers to its own name."""
+    with parallel.use(mesh(2, 4)), kernels.using(sparse_decode="reference"):
+        residual_named(None)

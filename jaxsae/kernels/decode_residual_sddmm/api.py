@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxsae.errors import ConfigError
 from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._control import either, when
-from jaxsae.kernels._dispatch import Available, Implementation, choose
+from jaxsae.kernels._dispatch import Available, Implementation, choose, on_mesh
 from jaxsae.kernels.decode_residual_sddmm import reference, xla
 from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sharded.axes import split_of
@@ -18,7 +18,6 @@ from jaxsae.kernels.sparse_decode import few
 from jaxsae.kernels.sparse_decode.api import PallasGpu as _PallasGpuDecode
 from jaxsae.kernels.sparse_decode.api import PallasTpu as _PallasTpuDecode
 from jaxsae.kernels.sparse_decode.api import SparseCore as _SparseCoreDecode
-from jaxsae.kernels.sparse_decode.api import sparse_decode
 
 Second = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -177,13 +176,14 @@ def decode_residual_sddmm(
         second: values [B, L], indices [B, L] and a bool [] `live`: another list to decode with the same W, such as that
             of dead latents.  With `live` False its values must be 0; then it costs nothing, forward or backward.
         implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" or
-            "reference".
+            "reference".  It decodes the first list; `second` is always summed in XLA.  On a mesh each device sums its
+            own latents in XLA, and only "xla" can be named.
 
     Returns:
         sse [B] f32 (sum over E) and e [B, E] f32; with `second` also its decoded rows [B, E] f32.
 
     Raises:
-        ConfigError: shapes that do not belong together, or an unknown implementation.
+        ConfigError: shapes that do not belong together, or an implementation that cannot serve the call.
 
     Example:
         >>> values, indices = jnp.array([[3.0, 1.0]]), jnp.array([[1, 0]])
@@ -196,14 +196,16 @@ def decode_residual_sddmm(
             "decode_residual_sddmm: expected values and indices [B, K], W [S, E] and e0 [B, E], found "
             f"{values.shape}, {indices.shape}, {W.shape} and {e0.shape}"
         )
-    if split_of(len(values), len(W)) is not None:  # every device decodes what it holds, and the parts are added
+    shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
+    split = split_of(len(values), len(W))
+    available = IMPLEMENTATIONS if split is None else on_mesh(IMPLEMENTATIONS, "xla")
+    run = choose("decode_residual_sddmm", implementation, available, shape, W.dtype)
+    if split is not None:  # every device decodes what it holds, and the parts are added
         if second is None:
-            main, *others = (sparse_decode(values, indices, W),)
+            main, *others = (sharded.decode(split, values, indices, W, None),)
         else:
-            main, *others = sharded.decode_both(values, indices, W, second)
+            main, *others = sharded.decode_both(split, values, indices, W, second)
         e = e0.astype(jnp.float32) - main
         return jnp.sum(e**2, axis=-1), e, *others
-    shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
-    run = choose("decode_residual_sddmm", implementation, IMPLEMENTATIONS, shape, W.dtype)
     out = run(values, indices, W, e0, second)
     return out[:2] if second is None else out

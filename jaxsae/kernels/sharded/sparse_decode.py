@@ -8,20 +8,13 @@ import jax.numpy as jnp
 
 from jaxsae import parallel
 from jaxsae.kernels._control import either
-from jaxsae.kernels.sharded.axes import Split, after, if_live, split_of
+from jaxsae.kernels.sharded.axes import Split, after, if_live
 from jaxsae.kernels.sharded.sums import Owned
 
 
-def sparse_decode(run: Callable, values, indices, W, live):
-    """`run`, an implementation of the op, on the mesh in force; see `jaxsae.kernels.sparse_decode.api`."""
-    split = split_of(len(values), W.shape[0])
-    if split is None:
-        return run(values, indices, W, live)
-    return _decode(split, values, indices, W, live)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _decode(split, values, indices, W, live):
+def decode(split: Split, values, indices, W, live):
+    """The op on the mesh in force, in XLA; see `jaxsae.kernels.sparse_decode.api`."""
     return _forward(split, values, indices, W, live)
 
 
@@ -55,21 +48,18 @@ def _gradients(split: Split) -> Callable:
     return parallel.shard(local, split.specs("BK", "BK", "SE", "BE"), split.specs("BK", "SE"))
 
 
-_decode.defvjp(_fwd, _bwd)
-
-
-def decode_both(values, indices, W, second):
-    """Decoded rows [B, E] of two lists on the mesh in force, with one gradient of W.
-
-    Args:
-        values, indices, W: of the first list.
-        second: values, indices and `live` of the other, which costs nothing where `live` is False.
-    """
-    return _both(split_of(len(values), len(W)), values, indices, W, second)
+decode.defvjp(_fwd, _bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _both(split, values, indices, W, second):
+def decode_both(split: Split, values, indices, W, second):
+    """Decoded rows [B, E] of two lists on the mesh in force, with one gradient of W.
+
+    Args:
+        split: how they are spread.
+        values, indices, W: of the first list.
+        second: values, indices and `live` of the other, which costs nothing where `live` is False.
+    """
     return _forward(split, values, indices, W, None), _forward(split, second[0], second[1], W, second[2], dead=True)
 
 
@@ -94,7 +84,8 @@ def _both_bwd(split: Split, residuals, cotangents):
     return d_values.astype(values.dtype), None, dW, (d_second.astype(second_values.dtype), None, None)
 
 
-_both.defvjp(
-    lambda split, values, indices, W, second: (_both(split, values, indices, W, second), (values, indices, W, second)),
-    _both_bwd,
-)
+def _both_fwd(split, values, indices, W, second):
+    return decode_both(split, values, indices, W, second), (values, indices, W, second)
+
+
+decode_both.defvjp(_both_fwd, _both_bwd)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._chip import objection
 from jaxsae.kernels._control import when
-from jaxsae.kernels._dispatch import Available, Implementation, choose
+from jaxsae.kernels._dispatch import Available, Implementation, choose, on_mesh
 from jaxsae.kernels.sharded import sparse_decode as sharded
+from jaxsae.kernels.sharded.axes import split_of
 from jaxsae.kernels.sparse_decode import reference, xla
 
 
@@ -141,7 +142,7 @@ def sparse_decode(
         W: [S, E] dictionary, f32 or bf16.
         live: [] bool; when False the codes count as absent: the result and every gradient are 0, at no cost.
         implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" or
-            "reference".
+            "reference".  On a mesh each device sums its own latents in XLA, and only "xla" can be named.
 
     Returns:
         [B, E] f32.
@@ -152,5 +153,7 @@ def sparse_decode(
         [[1.0, 6.0]]
     """
     shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
-    run = choose("sparse_decode", implementation, IMPLEMENTATIONS, shape, W.dtype)
-    return sharded.sparse_decode(run, values, indices, W, live)
+    split = split_of(len(values), len(W))
+    available = IMPLEMENTATIONS if split is None else on_mesh(IMPLEMENTATIONS, "xla")
+    run = choose("sparse_decode", implementation, available, shape, W.dtype)
+    return run(values, indices, W, live) if split is None else sharded.decode(split, values, indices, W, live)
