@@ -2,7 +2,9 @@
 
 `None` reads the table of the device's kind (`kernels/dispatch/<kind>.json`, written by `jaxsae bench kernels --tune`)
 and falls back, with its choice logged once, to the first implementation that the platform has.  A named implementation,
-in the call or around it by `using`, never falls back: where it cannot run, one sentence says why and what can.
+in the call or around it by `using`, never falls back: where it cannot run, one sentence says why and what can.  One
+thing only is passed on: a name given by `using` stands for all the calls of a step, so those that the implementation
+`leaves` to others (long lists) go to the best of these, which is logged.
 """
 
 import contextlib
@@ -41,17 +43,28 @@ class Implementation:
         run: the function.
         platforms: where it runs ("cpu", "gpu", "tpu"); empty for everywhere.
         refuse: (shape, dtype) -> why this call cannot be served, or None.  The dtype is a name such as "float32".
+        leaves: shape -> why such a call is left to another implementation, or None.  It is refused like any other where
+            the call itself names this one.
     """
 
     run: Callable
     platforms: tuple[str, ...] = ()
     refuse: Callable[[Shape, str], str | None] | None = None
+    leaves: Callable[[Shape], str | None] | None = None
 
     def objection(self, platform: str, shape: Shape, dtype: str) -> str | None:
         """Why it cannot run here, or None."""
+        return self.inability(platform, shape, dtype) or self.reluctance(shape)
+
+    def inability(self, platform: str, shape: Shape, dtype: str) -> str | None:
+        """What stands against it whoever asks, or None."""
         if self.platforms and platform not in self.platforms:
             return f"runs on {' and '.join(self.platforms)}, this is {platform}"
         return self.refuse(shape, dtype) if self.refuse and shape else None
+
+    def reluctance(self, shape: Shape) -> str | None:
+        """Why this call is left to another implementation, or None."""
+        return self.leaves(shape) if self.leaves and shape else None
 
 
 Available = Mapping[str, "Callable | Implementation"]
@@ -99,7 +112,9 @@ def using(**implementations: str) -> Iterator[None]:
     """Names the implementation of ops, by op, for every call inside that names none itself.
 
     How a whole training step is asked to run a kernel that no measured table prefers yet.  As with every name there
-    is no falling back.  Ops choose when a program is traced, so a program that is already compiled keeps its choices.
+    is no falling back, but a step calls an op with several shapes: lists that the implementation is not made for (the
+    long one of AuxK beside a GPU kernel) go to the best other, and the log says so.  Ops choose when a program is
+    traced, so a program that is already compiled keeps its choices.
 
     Args:
         implementations: op -> a key of its implementations, such as encode_topk="pallas_tpu".
@@ -154,11 +169,15 @@ def choose(op: str, implementation: str | None, available: Available, shape: Sha
     platform, kind = device()
     all_of_them = {n: i if isinstance(i, Implementation) else Implementation(i) for n, i in available.items()}
     objections = {n: i.objection(platform, shape, name) for n, i in all_of_them.items()}
-    implementation = implementation or _named.get().get(op)
+    around = None if implementation else _named.get().get(op)
     possible = [n for n, why in objections.items() if why is None]
+    passed_on = (
+        around in all_of_them and not all_of_them[around].inability(platform, shape, name) and objections[around]
+    )
+    implementation = implementation or (None if passed_on else around)
     if implementation is None:
         picked, reason = _best(op, possible, kind, shape, name)
-        _log_once(op, picked, kind, reason)
+        _log_once(op, picked, kind, f"{around!r} {passed_on}" if passed_on else reason)
         return all_of_them[picked].run
     if implementation not in available:
         raise ConfigError(f"{op}: no implementation {implementation!r} here{closest(implementation, possible)}")

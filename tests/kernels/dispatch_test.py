@@ -2,11 +2,15 @@
 
 import json
 import logging
+import types
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from jaxsae import kernels
 from jaxsae.errors import ConfigError
-from jaxsae.kernels import _dispatch
+from jaxsae.kernels import _dispatch, _gpu
 from jaxsae.kernels._dispatch import Implementation, choose, compiling_for
 
 SHAPE = {"B": 8, "S": 64}
@@ -93,3 +97,71 @@ def test_every_choice_is_logged_once(tables, caplog):
             choose("op", None, OPS, SHAPE, "float32")
     assert len(caplog.records) == 1
     assert "implementation 'strict' (not measured" in caplog.text
+
+
+LONG = {
+    **OPS,
+    "short lists": Implementation(lambda: "short", leaves=lambda shape: "takes few" if shape["S"] > 9 else None),
+}
+
+
+def test_calls_that_an_implementation_leaves_to_others(caplog):
+    """Named in the call they are refused; a name around a whole step does not stand in their way."""
+    _dispatch._log_once.cache_clear()
+    with pytest.raises(ConfigError, match="op: 'short lists' takes few; possible: strict, xla"):
+        choose("op", "short lists", LONG, SHAPE, "float32")
+    with _dispatch.using(topk="short lists"), caplog.at_level(logging.INFO, "jaxsae.kernels"):
+        assert choose("topk", None, LONG, {"B": 8, "S": 9}, "float32")() == "short"
+        assert choose("topk", None, LONG, SHAPE, "float32")() == "strict"
+    assert "implementation 'strict' ('short lists' takes few)" in caplog.text
+
+
+def test_a_name_around_the_calls_is_passed_on_for_no_other_reason():
+    elsewhere = {**OPS, "gpu": Implementation(lambda: "gpu", ("gpu",), leaves=lambda shape: "takes few")}
+    with _dispatch.using(topk="gpu"), pytest.raises(ConfigError, match="'gpu' runs on gpu, this is cpu"):
+        choose("topk", None, elsewhere, SHAPE, "float32")
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """Choices are made as for a GPU that the kernels are written for; what they choose is computed here."""
+    monkeypatch.setattr(_gpu, "OLDEST_JAX", (0, 1))
+    with compiling_for("gpu", "a GPU"):
+        yield
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("op", ["sparse_decode", "decode_residual_sddmm"])
+def test_long_lists_are_no_work_of_the_gpu_kernels(op):
+    """20 of 1024 latents is long, and dense: refused by name, XLA's where nothing or a whole step is named."""
+    rng = np.random.default_rng(0)
+    values, W = jnp.asarray(rng.integers(-3, 4, (5, 20)), jnp.float32), jnp.asarray(rng.integers(-3, 4, (1024, 128)))
+    indices, e0 = jnp.asarray(rng.integers(0, 1024, (5, 20))), jnp.zeros((5, 128))
+    args = (values, indices, W.astype(jnp.float32), *((e0,) if op.startswith("decode") else ()))
+    y = np.einsum("bk,bke->be", values, np.asarray(W)[np.asarray(indices)])
+    call = getattr(kernels, op)
+    with pytest.raises(
+        ConfigError, match="'pallas_gpu' takes lists of fewer than 16 of 1024 latents, not 20; possible: xla"
+    ):
+        call(*args, implementation="pallas_gpu")
+    with kernels.using(**{op: "pallas_gpu"}):
+        found = call(*args), call(*args, implementation="xla")
+    for out in (*found, call(*args)):
+        np.testing.assert_array_equal(out if op == "sparse_decode" else -out[1], y)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("name", ["xla", "pallas_gpu"])
+def test_the_adam_step_takes_its_gradient_from_what_was_named(name, monkeypatch):
+    asked = []
+
+    def kernel(values, indices, rows, size):
+        asked.append("kernel")
+        return jnp.ones((size, rows.shape[1])), jnp.zeros(size)
+
+    monkeypatch.setattr(_gpu, "module", lambda op: types.SimpleNamespace(sparse_grad=kernel))
+    W, codes, rows = jnp.ones((9, 128)), (jnp.ones((2, 1)), jnp.zeros((2, 1), jnp.int32)), jnp.ones((2, 128))
+    _, mu, _ = kernels.sparse_adam(W, 0 * W, 0 * W, *codes, rows, 0.1, jnp.int32(1), implementation=name)
+    assert asked == ["kernel"] * (name == "pallas_gpu")
+    expected = np.full((9, 128), 0.1) if name == "pallas_gpu" else np.where(np.arange(9)[:, None] == 0, 0.2, 0.0)
+    np.testing.assert_allclose(mu, np.broadcast_to(expected, (9, 128)), rtol=1e-6)

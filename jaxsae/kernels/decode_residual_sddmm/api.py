@@ -144,7 +144,7 @@ class SparseCore(_WithoutDots):
 
 
 IMPLEMENTATIONS: Available = {
-    "pallas_gpu": _gpu.implementation(differentiable(PallasGpu)),
+    "pallas_gpu": _gpu.implementation(differentiable(PallasGpu), leaves=_PallasGpuDecode.leaves),
     "xla": differentiable(xla),
     "pallas_tpu": _tpu.implementation(differentiable(PallasTpu)),
     "sparsecore": Implementation(differentiable(SparseCore), ("tpu",), _SparseCoreDecode.refuse),
@@ -175,9 +175,9 @@ def decode_residual_sddmm(
         e0: [B, E] what is to be reconstructed.
         second: values [B, L], indices [B, L] and a bool [] `live`: another list to decode with the same W, such as that
             of dead latents.  With `live` False its values must be 0; then it costs nothing, forward or backward.
-        implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" or
-            "reference".  It decodes the first list; `second` is always summed in XLA.  On a mesh each device sums its
-            own latents in XLA, and only "xla" can be named.
+        implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" (lists
+            shorter than S / 64) or "reference".  It decodes the first list; `second` is always summed in XLA.  On a
+            mesh each device sums its own latents in XLA, and only "xla" can be named.
 
     Returns:
         sse [B] f32 (sum over E) and e [B, E] f32; with `second` also its decoded rows [B, E] f32.

@@ -1,10 +1,12 @@
 """Gradient of weight rows and the Adam step on them, in one pass over the table where an implementation can."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from jaxsae.errors import ConfigError
-from jaxsae.kernels import _tpu
+from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._dispatch import Available, choose
 from jaxsae.kernels.sparse_adam import reference, xla
 
@@ -16,7 +18,9 @@ def _pallas_tpu(W, mu, nu, values, indices, rows, lr, count, b1, b2, eps, transp
     )
 
 
+#: On a GPU the gradient comes from its kernel, and XLA makes the step.
 IMPLEMENTATIONS: Available = {
+    "pallas_gpu": _gpu.implementation(partial(xla.sparse_adam, sums="pallas_gpu")),
     "xla": xla.sparse_adam,
     "pallas_tpu": _tpu.implementation(_pallas_tpu),
     "reference": reference.sparse_adam,
@@ -57,7 +61,8 @@ def sparse_adam(
         count: [] int32, the number of this step, from 1.
         b1, b2, eps: as in Adam.
         transposed: latents along the second axis, as an encoder keeps them.
-        implementation: None (best here), "xla", "pallas_tpu" or "reference".
+        implementation: None (best here), "xla", "pallas_tpu", "pallas_gpu" (the gradient's kernel, then XLA's step) or
+            "reference".
 
     Returns:
         The new W, mu, nu.

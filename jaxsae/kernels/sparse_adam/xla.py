@@ -7,9 +7,9 @@ from jaxsae.kernels.sparse_adam.reference import moved
 from jaxsae.kernels.sparse_grad.api import sparse_grad
 
 
-def sparse_adam(W, mu, nu, values, indices, rows, lr, count, b1, b2, eps, transposed):
-    """See `jaxsae.kernels.sparse_adam.api.sparse_adam`."""
-    G = sparse_grad(values, indices, rows, W.shape[1 if transposed else 0])[0]
+def sparse_adam(W, mu, nu, values, indices, rows, lr, count, b1, b2, eps, transposed, sums="xla"):
+    """See `jaxsae.kernels.sparse_adam.api.sparse_adam`; `sums` names the implementation of `sparse_grad`."""
+    G = sparse_grad(values, indices, rows, W.shape[1 if transposed else 0], implementation=sums)[0]
     return moved(W, mu, nu, G.T if transposed else G, lr, count, b1, b2, eps)
 
 

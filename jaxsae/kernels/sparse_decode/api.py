@@ -82,34 +82,30 @@ class SparseCore:
 
 
 class PallasGpu:
-    """The parts of the op on a GPU; a long list is multiplied densely, as in `xla`."""
+    """The parts of the op on a GPU."""
 
     @staticmethod
     def forward(values, indices, W, *e0):
-        if xla.is_long(indices.shape[1], len(W)):
-            y = xla.forward(values, indices, W)
-            return e0[0].astype(jnp.float32) - y if e0 else y
         return _gpu.module("sparse_decode").decode(values, indices, W, *e0)
-
-    @staticmethod
-    def dots(g, indices, W):
-        if xla.is_long(indices.shape[1], len(W)):
-            return xla.dots(g, indices, W)
-        return _gpu.module("sparse_decode").dots(g, indices, W)
 
     @staticmethod
     def prepare(indices, size):
         """What sums by latent need to know of the indices: equal calls in one program are made once."""
-        if xla.is_long(indices.shape[1], size):
-            return ()
         return _gpu.module("sparse_grad").segments(indices, size)
 
     @staticmethod
     def gradients(values, indices, g, W, *prepared):
-        if xla.is_long(indices.shape[1], len(W)):
-            return xla.gradients(values, indices, g, W)
         dW, dots = _gpu.module("sparse_grad").sparse_grad_and_dots(values, indices, g, W, *prepared)
         return dots, dW
+
+    @staticmethod
+    def leaves(shape):
+        """Long lists, which a dense product serves better."""
+        if not xla.is_long(shape["K"], shape["S"]):
+            return None
+        return (
+            f"takes lists of fewer than {-(-shape['S'] // xla.DENSE_RATIO)} of {shape['S']} latents, not {shape['K']}"
+        )
 
 
 def _reference(values, indices, W, live):
@@ -118,7 +114,7 @@ def _reference(values, indices, W, live):
 
 
 IMPLEMENTATIONS: Available = {
-    "pallas_gpu": _gpu.implementation(_op(PallasGpu)),
+    "pallas_gpu": _gpu.implementation(_op(PallasGpu), leaves=PallasGpu.leaves),
     "xla": _op(xla),
     "pallas_tpu": _tpu.implementation(_op(PallasTpu)),
     "sparsecore": Implementation(_op(SparseCore), ("tpu",), SparseCore.refuse),
@@ -141,11 +137,15 @@ def sparse_decode(
         indices: [B, K] int32, every one in 0..S-1; repeated indices add.
         W: [S, E] dictionary, f32 or bf16.
         live: [] bool; when False the codes count as absent: the result and every gradient are 0, at no cost.
-        implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" or
-            "reference".  On a mesh each device sums its own latents in XLA, and only "xla" can be named.
+        implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" (lists
+            shorter than S / 64) or "reference".  On a mesh each device sums its own latents in XLA, and only "xla" can
+            be named.
 
     Returns:
         [B, E] f32.
+
+    Raises:
+        ConfigError: an implementation that cannot serve the call.
 
     Example:
         >>> W = jnp.array([[1.0, 0.0], [0.0, 2.0]])
