@@ -40,7 +40,9 @@ def backward(residuals, cotangents):
         G = gather_cotangents(G, e, g, j)
         atom = W[index].astype(jnp.float32)
         dW = dW.at[index].add(-value[:, None] * G)
-        return (e + value[:, None] * atom, G, dW), -jnp.sum(G * atom, axis=-1)
+        # What has become infinite cannot be walked back, nor need it: G is infinite from here on, as it should be.
+        e = jnp.where(jnp.isinf(e), e, e + value[:, None] * atom)
+        return (e, G, dW), -jnp.sum(G * atom, axis=-1)
 
     start = last, jnp.zeros_like(last), jnp.zeros(W.shape, jnp.float32)
     entries = _entries(values, indices), g_sse.T[1:]

@@ -51,6 +51,7 @@ class Owned:
     ):
         self.sums: Any = few if dead else sparse
         self.mine, self.local = owned(index, first, size)
+        self.target = jnp.where(self.mine, self.local, size)  # of a sum: what others own is left out
         self.values = jnp.where(self.mine, values, 0.0)
         self.size, self.shards, self.chunk = size, shards, chunk
         self.entries = values.size
@@ -59,11 +60,13 @@ class Owned:
     def decode(self, W: jax.Array) -> jax.Array:
         """sum_j values[b, j] W[indices[b, j]] over own entries: [b, E] f32."""
         if not self.paired:
-            return self.sums.forward(self.values, self.local, W)
+            return self.sums.forward(self.values, self.local, W, self.mine)
 
         def add(y: jax.Array, at: jax.Array) -> jax.Array:
             row, place, value = self._entry(at)
-            return y.at[row].add(value[:, None] * W[place].astype(jnp.float32), indices_are_sorted=True)
+            row = jnp.where(at < self.entries, row, len(y))  # 0 times a row that is not finite would not be 0
+            part = value[:, None] * W[place].astype(jnp.float32)
+            return y.at[row].add(part, mode="drop", indices_are_sorted=True)
 
         start = jnp.zeros((self.values.shape[0], W.shape[1]), jnp.float32)
         return self._chunks(add, start, self.values != 0, W.shape[1])
@@ -91,9 +94,9 @@ class Owned:
         if start is None:
             start = jnp.zeros((self.size, width), dtype), jnp.zeros(self.size, jnp.float32)
         if not self.paired and sparse.is_long(self.local.shape[1], self.size):  # rounded once for each part of the rows
-            return self.sums.outer_sum(self.values, self.local, rows, self.size, start)
+            return self.sums.outer_sum(self.values, self.target, rows, self.size, start)
         if not self.paired:
-            total, count = sparse.outer_sum(self.values, self.local, rows, self.size)
+            total, count = sparse.outer_sum(self.values, self.target, rows, self.size)
             return start[0] + total.astype(dtype), start[1] + count
 
         def add(carry: tuple, at: jax.Array) -> tuple:

@@ -37,9 +37,9 @@ def most(k: int, size: int) -> int:
     return bound if xla.is_long(k, size) and 2 * bound <= size else 0
 
 
-def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
+def forward(values: jax.Array, indices: jax.Array, W: jax.Array, there: jax.Array | None = None) -> jax.Array:
     """As `xla.forward`: sum_j values[b, j] W[indices[b, j]], [B, E] f32."""
-    return _with_named_rows(xla.forward, xla.dense_forward, values, indices, W)
+    return _with_named_rows(xla.forward, xla.dense_forward, values, indices, W, there)
 
 
 def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
@@ -48,21 +48,21 @@ def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
 
 
 def _with_named_rows(
-    of_any: Callable, dense: Callable, first: jax.Array, indices: jax.Array, W: jax.Array
+    of_any: Callable, dense: Callable, first: jax.Array, indices: jax.Array, W: jax.Array, *rest: jax.Array | None
 ) -> jax.Array:
-    """`dense(first, indices, W)` with the rows of W that are named; `of_any` of lists that gain nothing."""
+    """`dense(first, indices, W, *rest)` with the rows of W that are named; `of_any` of lists that gain nothing."""
     bound = most(indices.shape[1], len(W))
     if not bound:
-        return of_any(first, indices, W)
+        return of_any(first, indices, W, *rest)
     columns, place, many = named(indices, len(W), bound)
 
-    def some(first, indices, W, columns, place):
-        return dense(first, place[indices], W.at[columns].get(mode="fill", fill_value=0))
+    def some(first, indices, W, columns, place, *rest):
+        return dense(first, place[indices], W.at[columns].get(mode="fill", fill_value=0), *rest)
 
-    def every(first, indices, W, *_):
-        return dense(first, indices, W)
+    def every(first, indices, W, columns, place, *rest):
+        return dense(first, indices, W, *rest)
 
-    return either(many, every, some, (first, indices, W, columns, place))
+    return either(many, every, some, (first, indices, W, columns, place, *rest))
 
 
 def outer_sum(
@@ -78,7 +78,8 @@ def outer_sum(
 
     def some(values, indices, rows, start, columns, place):
         nothing = jnp.zeros((bound, rows.shape[1]), jnp.float32), jnp.zeros(bound, jnp.float32)
-        sums = xla.dense_outer_sum(values, place[indices], rows, nothing)
+        indices = place.at[indices].get(mode="fill", fill_value=bound)  # what is left out stays so
+        sums = xla.dense_outer_sum(values, indices, rows, nothing)
         return tuple(a.at[columns].add(s.astype(a.dtype), mode="drop") for a, s in zip(start, sums, strict=True))
 
     def every(values, indices, rows, start, *_):

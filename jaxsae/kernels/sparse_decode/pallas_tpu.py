@@ -80,6 +80,7 @@ class Tiling:
         parts: f32 columns per word, 1 or 2.
         sums: whether rows are summed.
         dots: whether rows are multiplied with another row.
+        width: columns of a row that are not padding; 0 for all.
     """
 
     batch: int
@@ -88,6 +89,7 @@ class Tiling:
     parts: int
     sums: bool
     dots: bool
+    width: int = 0
 
     @property
     def groups(self) -> int:
@@ -213,8 +215,11 @@ def _kernel(*refs, tiling: Tiling):
                 zeros = [jnp.zeros((SUBLANES, width), jnp.float32) for _ in range(tiling.parts)]
                 _, sums = _over_groups(tiling, add, ([column(g) for g in range(UNROLL)], zeros))
                 for part, s in enumerate(sums):
-                    at = pl.ds(part * tiling.words + start, width)
+                    first = part * tiling.words + start
+                    at = pl.ds(first, width)
                     y = jnp.sum(s, axis=0, keepdims=True)
+                    if tiling.dots and 0 < tiling.width < first + width:  # an infinite value makes NaN of padding
+                        y = jnp.where(_iota(y.shape, 1) < tiling.width - first, y, 0.0)
                     row_out[pl.ds(t, 1), at] = given[pl.ds(t, 1), at] - y if tiling.dots else y
         if tiling.dots:
             row_ref = row_out if tiling.sums else given
@@ -270,7 +275,7 @@ def gather(values, indices, rows, W_table, width: int, interpret: Any = False) -
     """The kernel on a table in its own layout: sums [B, width] if there are values, dots [B, K] if there are rows."""
     batch, k = indices.shape
     parts = 2 if W_table.dtype == jnp.uint32 else 1
-    tiling = Tiling(batch, k, W_table.shape[-1], parts, values is not None, rows is not None)
+    tiling = Tiling(batch, k, W_table.shape[-1], parts, values is not None, rows is not None, width)
     tokens, columns = tiling.tokens, tiling.words * parts
     steps = -(-batch // tokens)
     fit = lambda a, wide: jnp.pad(a, ((0, steps * tokens - batch), (0, wide - a.shape[1])))  # noqa: E731
@@ -350,8 +355,8 @@ def decode_and_dots(
         e = target.astype(jnp.float32) - decode(values, indices, W, interpret=interpret)
         return e, dots(e, indices, W, interpret=interpret)
     target = _as_columns(target, W, t)
-    e, p = gather(values, indices, target, t, _padded(W, t), interpret)
-    return _unpadded(e, W), p
+    e, p = gather(values, indices, target, t, W.shape[1], interpret)
+    return e, p
 
 
 def _padded(W, t) -> int:

@@ -82,14 +82,15 @@ def gather_sum(
 ) -> jax.Array:
     """The kernel.  Interpreted, rows are fetched one by one, since the interpreter knows no indirect copies."""
     batch, k = indices.shape
-    pad = (0, -batch % cores.workers), (0, -k % CHUNK)  # an absent entry is 0 times row 0
+    pad = (0, -batch % cores.workers), (0, -k % CHUNK)  # row 0 is fetched for what is missing of a chunk, and not added
     values, indices = jnp.pad(values.astype(jnp.float32), pad), jnp.pad(indices.astype(jnp.int32), pad)
-    rows, k = indices.shape
+    rows, entries, k = len(indices), k, indices.shape[1]
     width, held = W.shape[1], slots(W.shape[1], cores)
     mesh = plsc.VectorSubcoreMesh(
         core_axis_name="core", subcore_axis_name="subcore", num_cores=cores.cores, num_subcores=cores.subcores
     )
-    body = partial(_kernel, tokens=rows // cores.workers, cores=cores, interpreted=interpret is not False)
+    tokens = rows // cores.workers
+    body = partial(_kernel, tokens=tokens, entries=entries, cores=cores, interpreted=interpret is not False)
     out = pl.kernel(
         body,
         out_type=jax.ShapeDtypeStruct((rows, width), jnp.float32),
@@ -108,7 +109,9 @@ def gather_sum(
     return out[:batch]
 
 
-def _kernel(indices, values, W, out, own_indices, own_values, chunks, total, arrived, *, tokens, cores, interpreted):
+def _kernel(
+    indices, values, W, out, own_indices, own_values, chunks, total, arrived, *, tokens, entries, cores, interpreted
+):
     worker = jax.lax.axis_index(("core", "subcore"))
     held, width, lanes = chunks.shape[0], chunks.shape[2], cores.lanes
     count = own_indices.shape[0] // CHUNK
@@ -136,20 +139,20 @@ def _kernel(indices, values, W, out, own_indices, own_values, chunks, total, arr
                 start(c + 1)
             for copy in copies(c):
                 copy.wait()
-            _add(own_values, chunks, total, c, held, lanes, columns)
+            _add(own_values, chunks, total, c, min(CHUNK, entries - c * CHUNK), held, lanes, columns)
             if held == 1 and c + 1 < count:
                 start(c + 1)
         pltpu.sync_copy(total, out.at[token])
 
 
-def _add(own_values, chunks, total, c, held, lanes, columns):
-    """Adds a chunk of rows, weighted, to the sum of the token; the first one starts it."""
+def _add(own_values, chunks, total, c, entries, held, lanes, columns):
+    """Adds the entries of a chunk, rows with their weights, to the sum of the token; the first chunk starts it."""
     weights = [own_values[pl.ds(c * CHUNK + q, lanes)] for q in range(0, CHUNK, lanes)]
 
     @columns()
     def _(at):
         here = pl.ds(at, lanes)
         part = total[here] if c else jnp.zeros((lanes,), jnp.float32)
-        for j in range(CHUNK):
+        for j in range(entries):
             part = part + weights[j // lanes][j % lanes] * chunks[c % held, j, here]
         total[here] = part

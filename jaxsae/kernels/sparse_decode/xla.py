@@ -1,9 +1,16 @@
-"""Decoding of sparse codes without [B, K, E]: a scan over the K entries, or a dense matmul when K is large."""
+"""Decoding of sparse codes without [B, K, E]: a scan over the K entries, or a dense matmul when K is large.
+
+A dense product multiplies every row of W with every code, absent ones too, and 0 times infinity is NaN.  What no entry
+names must not show, so a result that is not finite is computed again by entries, and rows of the batch that are not
+finite are left out of the product and added by entries.  Both cost a look at [B, E], never one at [S, E].
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from jaxsae.kernels._control import unless
 
 #: A list longer than d_sae / DENSE_RATIO is scattered and multiplied: on CPU one dense matmul then costs less than
 #: K passes over [B, E].
@@ -27,17 +34,27 @@ def scatter(values: jax.Array, indices: jax.Array, size: int) -> jax.Array:
     return jnp.zeros((len(values), size), values.dtype).at[rows, indices].add(values)
 
 
-def forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
-    """sum_j values[b, j] W[indices[b, j]] in f32: [B, E]."""
+def forward(values: jax.Array, indices: jax.Array, W: jax.Array, there: jax.Array | None = None) -> jax.Array:
+    """sum_j values[b, j] W[indices[b, j]] in f32: [B, E].
+
+    `there` [B, K] bool: entries that count; the others have value 0, and the rows they name are not looked at.
+    """
     if is_long(indices.shape[1], W.shape[0]):
-        return dense_forward(values, indices, W)
+        return dense_forward(values, indices, W, there)
+    return _by_entry(values, indices, W, there)
+
+
+def _by_entry(values: jax.Array, indices: jax.Array, W: jax.Array, there: jax.Array | None) -> jax.Array:
+    """`forward`, one entry of every row at a time."""
 
     def add(y, entry):
-        value, index = entry
-        return y + value[:, None] * W[index].astype(jnp.float32), None
+        value, index, *counts = entry
+        part = value[:, None] * W[index].astype(jnp.float32)
+        return y + (jnp.where(counts[0][:, None], part, 0.0) if counts else part), None
 
     start = jnp.zeros((len(values), W.shape[1]), jnp.float32)
-    return jax.lax.scan(add, start, (values.astype(jnp.float32).T, indices.T))[0]
+    entries = values.astype(jnp.float32).T, indices.T, *(() if there is None else (there.T,))
+    return jax.lax.scan(add, start, entries)[0]
 
 
 def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
@@ -65,7 +82,7 @@ def outer_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """sum_b,j values[b, j] e_indices[b, j] (x) rows[b]: [size, width] f32, and the sum of values per index [size].
 
-    Both are added to `start` where it is given, in its dtypes.
+    Both are added to `start` where it is given, in its dtypes.  Entries of index `size` are left out.
     """
     if start is None:
         start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
@@ -76,14 +93,16 @@ def outer_sum(
     return _by_latent(values, indices, rows, start)
 
 
-def dense_forward(values: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
+def dense_forward(values: jax.Array, indices: jax.Array, W: jax.Array, there: jax.Array | None = None) -> jax.Array:
     """`forward` by way of the dense form of the codes."""
 
     def dense(part):
         codes = scatter(part[0], part[1], W.shape[0])
         return jnp.dot(codes.astype(W.dtype), W, preferred_element_type=jnp.float32)
 
-    return _in_parts(dense, (values, indices), W.shape[0])
+    y = _in_parts(dense, (values, indices), W.shape[0])
+    # A row of W that is not finite shows in all of y, whoever names it.
+    return unless(jnp.isfinite(y).all(), y, _by_entry, (values, indices, W, there))
 
 
 def dense_dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
@@ -101,6 +120,7 @@ def dense_outer_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """`outer_sum` by way of the dense form of the codes."""
     size = len(start[1])
+    finite = jnp.isfinite(rows).all(axis=1)
 
     def add(total, part):
         values, indices, rows = part
@@ -108,7 +128,18 @@ def dense_outer_sum(
         new = total[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), total[1] + dense.sum(0)
         return jax.tree.map(lambda a, old: a.astype(old.dtype), new, total), None
 
-    return jax.lax.scan(add, start, _split((values, indices, rows), size))[0]
+    kept = jnp.where(finite[:, None], values, 0), indices, jnp.where(finite[:, None], rows, 0)
+    found = jax.lax.scan(add, start, _split(kept, size))[0]
+    others = jnp.nonzero(~finite, size=len(rows), fill_value=0)[0]
+
+    def add_row(i, found):
+        (total, count), b = found, others[i]
+        part = values[b][:, None] * rows[b][None].astype(jnp.float32)
+        return total.at[indices[b]].add(part.astype(total.dtype)), count.at[indices[b]].add(
+            values[b].astype(count.dtype)
+        )
+
+    return jax.lax.fori_loop(0, jnp.sum(~finite), add_row, found)  # as a rule without a turn
 
 
 def parts_of(rows: int, size: int) -> int:
@@ -147,7 +178,7 @@ def _by_rank(values, indices, rows, start):
 
 
 def by_latent(indices: jax.Array, size: int) -> jax.Array:
-    """The stable order of [P] entries by latent, below `size`: [P] int32.
+    """The stable order of [P] entries by latent, at most `size`: [P] int32.
 
     On a CPU a sort of single integers, latent and place in one, takes a fifth of the time of a sort with two operands.
 
@@ -156,7 +187,7 @@ def by_latent(indices: jax.Array, size: int) -> jax.Array:
         [1, 3, 0, 2]
     """
     entries = len(indices)
-    if size * entries >= 2**31:
+    if (size + 1) * entries >= 2**31:
         return jnp.argsort(indices, stable=True)
     return jnp.sort(indices * entries + jnp.arange(entries, dtype=indices.dtype)) % entries
 
