@@ -228,6 +228,42 @@ def _log_once(op: str, name: str, kind: str, reason: str) -> None:
     log.info("%s on %s: implementation %r (%s)", op, kind, name, reason)
 
 
+def axes(op: str, **operands: tuple[Any, str]) -> dict[str, int]:
+    """Sizes by axis letter of the operands of an op, which must agree about them.
+
+    Args:
+        op: for the message.
+        operands: name -> an array and the letters of its axes.
+
+    Raises:
+        ConfigError: an operand has other axes, or two of them differ in one.
+
+    Example:
+        >>> axes("op", values=(jax.numpy.ones((2, 3)), "BK"), W=(jax.numpy.ones((8, 4)), "SE"))
+        {'B': 2, 'K': 3, 'S': 8, 'E': 4}
+    """
+    found: dict[str, int] = {}
+    for array, letters in operands.values():
+        if array.ndim == len(letters):
+            found |= {a: n for a, n in zip(letters, array.shape, strict=True) if a not in found}
+    if any(tuple(found.get(a, -1) for a in letters) != array.shape for array, letters in operands.values()):
+        listed = lambda entries: " and ".join((", ".join(entries[:-1]), entries[-1]))  # noqa: E731
+        expected = listed([f"{name} [{', '.join(letters)}]" for name, (_, letters) in operands.items()])
+        shapes = listed([str(list(array.shape)) for array, _ in operands.values()])
+        raise ConfigError(f"{op}: expected {expected}, found {shapes}; sizes of one letter must agree")
+    return found
+
+
+def no_entries(shape: Shape) -> str | None:
+    """Why a kernel leaves lists without an entry to others, or None.
+
+    Example:
+        >>> no_entries({"K": 0})
+        'takes lists of at least one entry'
+    """
+    return None if shape["K"] else "takes lists of at least one entry"
+
+
 def check_k(op: str, k: int, size: int) -> None:
     """Refuses a k that the op cannot serve."""
     if not 0 < k <= size:

@@ -44,14 +44,9 @@ def _is_hopper() -> bool:
     return float(capability.split("a")[0]) >= 9.0
 
 
-def implementation(
-    run: Callable,
-    refuse: Callable[[Shape, str], str | None] | None = None,
-    leaves: Callable[[Shape], str | None] | None = None,
-) -> Implementation:
+def implementation(run: Callable, refuse: Callable[[Shape, str], str | None] | None = None) -> Implementation:
     """How an op over rows of width E announces a kernel: on GPUs, with a jax whose Pallas it is written for."""
-    refuse = refuse or (lambda shape, dtype: objection(dtype, shape["E"]))
-    return Implementation(run, platforms=("gpu",), refuse=refuse, leaves=leaves)
+    return Implementation(run, platforms=("gpu",), refuse=refuse or (lambda shape, dtype: objection(dtype, shape["E"])))
 
 
 def module(op: str) -> ModuleType:

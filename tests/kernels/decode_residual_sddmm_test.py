@@ -123,3 +123,7 @@ def test_refuses_a_target_of_another_width():
     values, indices, W, e0 = inputs(3)
     with pytest.raises(ConfigError, match="e0"):
         kernels.decode_residual_sddmm(values, indices, W, e0[:, 1:])
+    with pytest.raises(
+        ConfigError, match=r"second list.: expected values \[B, L\], indices \[B, L\], live \[\] and e0"
+    ):
+        kernels.decode_residual_sddmm(values, indices, W, e0, (values[1:], indices[1:], jnp.array(True)))

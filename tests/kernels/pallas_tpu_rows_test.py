@@ -10,6 +10,7 @@ import pytest
 
 from jaxsae import kernels
 from jaxsae.errors import ConfigError
+from jaxsae.kernels._dispatch import compiling_for
 from jaxsae.kernels.sparse_adam import reference as adam_reference
 from jaxsae.kernels.sparse_adam import xla as adam_xla
 from jaxsae.kernels.sparse_decode import reference as decode_reference
@@ -22,6 +23,7 @@ if jax.__version_info__ >= (0, 10):
 
     from jaxsae.kernels.sparse_adam import pallas_tpu as adam
     from jaxsae.kernels.sparse_decode import pallas_tpu as decode
+    from jaxsae.kernels.sparse_decode import sparsecore
     from jaxsae.kernels.sparse_grad import pallas_tpu as grad
 
     INTERPRET = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
@@ -203,16 +205,48 @@ def test_a_named_kernel_is_refused_where_it_cannot_run():
 @slow
 def test_a_batch_too_long_for_the_chip_is_summed_in_pieces(monkeypatch):
     values, indices, _, rows = inputs(5, 2, 9, 100)
-    monkeypatch.setattr(grad, "most_rows", lambda rows: 2)
+    monkeypatch.setattr(grad, "most_rows", lambda itemsize: 2)
     found, sums = grad.sparse_grad(values, indices, rows, 9, interpret=INTERPRET)
     expected, expected_sums = grad_reference.sparse_grad(values, indices, rows, 9)
     close(found, expected)
     close(sums, expected_sums)
-    step = lambda: adam.sparse_adam(  # noqa: E731
-        *[jnp.zeros((9, 100))] * 3, values, indices, rows, 0.1, jnp.int32(1), 0.9, 0.999, 1e-8, False
-    )
-    with pytest.raises(ConfigError, match="keeps the rows of a batch on the chip, at most 2 here"):
-        step()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 9), (jnp.bfloat16, 19)])
+def test_the_fused_step_refuses_a_batch_too_long_for_the_chip(monkeypatch, dtype, most):
+    """Six tenths of 64 KiB, in rows of 1,024 elements."""
+    monkeypatch.setattr(grad, "vmem_bytes", lambda: 2**16)
+    values, indices, _, rows = inputs(most + 1, 2, 9, 100)
+    args = *[jnp.zeros((9, 100))] * 3, values, indices, rows.astype(dtype), jnp.float32(0.1), jnp.int32(1)
+    message = f"'pallas_tpu' keeps the rows of a batch on the chip, at most {most} here, not {most + 1}; possible: xla"
+    with compiling_for("tpu", "a TPU"), pytest.raises(ConfigError, match=message):
+        kernels.sparse_adam(*args, implementation="pallas_tpu")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("op", ["sparse_decode", "decode_residual_sddmm", "sparse_grad", "sparse_adam"])
+def test_lists_of_nothing_are_no_work_of_a_kernel(op, platform, monkeypatch):
+    monkeypatch.setattr(sparsecore, "cores_here", lambda: None)
+    values, indices, W, rows = jnp.ones((2, 0)), jnp.ones((2, 0), jnp.int32), jnp.ones((9, 100)), jnp.ones((2, 100))
+    call, expected = {
+        "sparse_decode": (lambda i: kernels.sparse_decode(values, indices, W, implementation=i), 0 * rows),
+        "decode_residual_sddmm": (
+            lambda i: kernels.decode_residual_sddmm(values, indices, W, rows, implementation=i)[1],
+            rows,
+        ),
+        "sparse_grad": (lambda i: kernels.sparse_grad(values, indices, rows, 9, implementation=i)[0], 0 * W),
+        "sparse_adam": (
+            lambda i: kernels.sparse_adam(
+                W, 0 * W, 0 * W, values, indices, rows, jnp.float32(0.1), jnp.int32(1), implementation=i
+            )[0],
+            W,
+        ),
+    }[op]
+    with compiling_for(platform, "a chip"):
+        np.testing.assert_array_equal(call(None), expected)
+        if platform == "tpu":
+            with pytest.raises(ConfigError, match="'pallas_tpu' takes lists of at least one entry; possible: xla"):
+                call("pallas_tpu")
 
 
 @pytest.mark.parametrize("memory", [64 * 2**20, 128 * 2**20])  # v5p; v5e and v6e

@@ -122,7 +122,7 @@ def test_memory_does_not_grow_with_all_residuals():
 
 def test_refuses_shapes_that_do_not_belong_together():
     values, index, W, e0, main = inputs()
-    with pytest.raises(ConfigError, match=r"expected values and indices \[B, K\]"):
+    with pytest.raises(ConfigError, match=r"path: expected values \[B, K\], indices \[B, K\], W \[S, E\], e0"):
         kernels.path(values, index, W, e0[:, :2], main)
     with pytest.raises(ConfigError, match="no implementation 'nonsense' here"):
         kernels.path(values, index, W, e0, main, implementation="nonsense")

@@ -178,6 +178,12 @@ def test_what_runs_on_a_mesh_may_be_named(op):
         np.testing.assert_array_equal(a, b)
 
 
+def test_lists_of_nothing_decode_to_nothing():
+    with parallel.use(mesh(2, 4)):
+        y = jax.jit(kernels.sparse_decode)(jnp.ones((B, 0)), jnp.ones((B, 0), jnp.int32), jnp.ones((S, D)))
+    np.testing.assert_array_equal(y, np.zeros((B, D)))
+
+
 def test_a_name_for_the_decoder_does_not_reach_into_the_residual():
     """On a mesh both are the same sum, and each answers to its own name."""
     with parallel.use(mesh(2, 4)), kernels.using(sparse_decode="reference"):

@@ -99,6 +99,21 @@ def test_decode_equals_dense_codes_with_repeated_indices(width):
     np.testing.assert_allclose(y, dense @ W, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("values", "indices", "W", "found"),
+    [
+        ((4, 3), (4, 2), (9, 5), r"found \[4, 3\], \[4, 2\] and \[9, 5\]"),
+        ((4, 3), (5, 3), (9, 5), r"found \[4, 3\], \[5, 3\] and \[9, 5\]"),
+        ((4,), (4,), (9, 5), r"found \[4\], \[4\] and \[9, 5\]"),
+        ((4, 3), (4, 3), (9,), r"found \[4, 3\], \[4, 3\] and \[9\]"),
+    ],
+)
+def test_refuses_codes_that_do_not_belong_together(values, indices, W, found):
+    expected = r"sparse_decode: expected values \[B, K\], indices \[B, K\] and W \[S, E\], "
+    with pytest.raises(ConfigError, match=expected + found):
+        kernels.sparse_decode(jnp.ones(values), jnp.ones(indices, jnp.int32), jnp.ones(W))
+
+
 def test_refuses_more_dead_candidates_than_latents():
     x, W, b, b_pre, dead, _ = inputs()
     with pytest.raises(ConfigError, match="dead latents"):

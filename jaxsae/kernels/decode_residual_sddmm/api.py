@@ -1,16 +1,16 @@
 """Residual of a sparse reconstruction and its squared norm, with the gradient of the codes from the same pass."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxsae.errors import ConfigError
 from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._control import either, when
-from jaxsae.kernels._dispatch import Available, Implementation, choose, on_mesh
+from jaxsae.kernels._dispatch import Available, Implementation, axes, choose, no_entries, on_mesh
 from jaxsae.kernels.decode_residual_sddmm import reference, xla
 from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sharded.axes import split_of
@@ -144,10 +144,10 @@ class SparseCore(_WithoutDots):
 
 
 IMPLEMENTATIONS: Available = {
-    "pallas_gpu": _gpu.implementation(differentiable(PallasGpu), leaves=_PallasGpuDecode.leaves),
+    "pallas_gpu": replace(_gpu.implementation(differentiable(PallasGpu)), leaves=_PallasGpuDecode.leaves),
     "xla": differentiable(xla),
-    "pallas_tpu": _tpu.implementation(differentiable(PallasTpu)),
-    "sparsecore": Implementation(differentiable(SparseCore), ("tpu",), _SparseCoreDecode.refuse),
+    "pallas_tpu": replace(_tpu.implementation(differentiable(PallasTpu)), leaves=no_entries),
+    "sparsecore": Implementation(differentiable(SparseCore), ("tpu",), _SparseCoreDecode.refuse, no_entries),
     "reference": reference.decode_residual_sddmm,
 }
 
@@ -191,13 +191,12 @@ def decode_residual_sddmm(
         >>> sse.tolist(), e.tolist()
         ([4.0], [[0.0, 2.0]])
     """
-    if values.shape != indices.shape or e0.shape != (len(values), W.shape[1]):
-        raise ConfigError(
-            "decode_residual_sddmm: expected values and indices [B, K], W [S, E] and e0 [B, E], found "
-            f"{values.shape}, {indices.shape}, {W.shape} and {e0.shape}"
-        )
-    shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
-    split = split_of(len(values), len(W))
+    operands = {"values": (values, "BK"), "indices": (indices, "BK"), "W": (W, "SE"), "e0": (e0, "BE")}
+    shape = axes("decode_residual_sddmm", **operands)
+    if second is not None:
+        codes = {"values": (second[0], "BL"), "indices": (second[1], "BL"), "live": (second[2], "")}
+        axes("decode_residual_sddmm (second list)", **codes, e0=(e0, "BE"))
+    split = split_of(len(values), len(W)) if values.size else None  # of nothing nothing is spread
     available = IMPLEMENTATIONS if split is None else on_mesh(IMPLEMENTATIONS, "xla")
     run = choose("decode_residual_sddmm", implementation, available, shape, W.dtype)
     if split is not None:  # every device decodes what it holds, and the parts are added

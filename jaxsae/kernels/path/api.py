@@ -5,8 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxsae.errors import ConfigError
-from jaxsae.kernels._dispatch import choose
+from jaxsae.kernels._dispatch import axes, choose
 from jaxsae.kernels.path import reference, xla
 
 
@@ -70,10 +69,6 @@ def path(
         >>> sse.tolist(), e.tolist()
         ([[26.0, 5.0, 4.0]], [[1.0, 2.0]])
     """
-    rows = len(values)
-    if values.shape != indices.shape or e0.shape != (rows, W.shape[1]) or main.shape != (rows,):
-        raise ConfigError(
-            "path: expected values and indices [B, K], W [S, E], e0 [B, E] and main [B], found "
-            f"{values.shape}, {indices.shape}, {W.shape}, {e0.shape} and {main.shape}"
-        )
-    return choose("path", implementation, IMPLEMENTATIONS)(values, indices, W, e0, main)
+    operands = {"values": (values, "BK"), "indices": (indices, "BK"), "W": (W, "SE"), "e0": (e0, "BE")}
+    shape = axes("path", **operands, main=(main, "B"))
+    return choose("path", implementation, IMPLEMENTATIONS, shape, W.dtype)(values, indices, W, e0, main)

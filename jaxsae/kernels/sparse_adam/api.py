@@ -1,5 +1,6 @@
 """Gradient of weight rows and the Adam step on them, in one pass over the table where an implementation can."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxsae.errors import ConfigError
 from jaxsae.kernels import _gpu, _tpu
-from jaxsae.kernels._dispatch import Available, choose
+from jaxsae.kernels._chip import objection
+from jaxsae.kernels._dispatch import Available, Implementation, axes, choose, no_entries
 from jaxsae.kernels.sparse_adam import reference, xla
 
 
@@ -18,11 +20,20 @@ def _pallas_tpu(W, mu, nu, values, indices, rows, lr, count, b1, b2, eps, transp
     )
 
 
+def _refuse(shape, dtype):
+    if why := objection(dtype):
+        return why
+    most = _tpu.module("sparse_grad").most_rows(2 if dtype == "bfloat16" else 4)
+    return (
+        f"keeps the rows of a batch on the chip, at most {most} here, not {shape['B']}" if shape["B"] > most else None
+    )
+
+
 #: On a GPU the gradient comes from its kernel, and XLA makes the step.
 IMPLEMENTATIONS: Available = {
-    "pallas_gpu": _gpu.implementation(partial(xla.sparse_adam, sums="pallas_gpu")),
+    "pallas_gpu": replace(_gpu.implementation(partial(xla.sparse_adam, sums="pallas_gpu")), leaves=no_entries),
     "xla": xla.sparse_adam,
-    "pallas_tpu": _tpu.implementation(_pallas_tpu),
+    "pallas_tpu": Implementation(_pallas_tpu, ("tpu",), _refuse, no_entries),
     "reference": reference.sparse_adam,
 }
 
@@ -68,7 +79,8 @@ def sparse_adam(
         The new W, mu, nu.
 
     Raises:
-        ConfigError: shapes that do not belong together, weights that are not f32, or an unknown implementation.
+        ConfigError: shapes that do not belong together, weights that are not f32, or an implementation that cannot
+            serve the call, as "pallas_tpu" cannot a batch whose rows do not fit the chip.
 
     Example:
         >>> W, zero = jnp.ones((2, 1)), jnp.zeros((2, 1))
@@ -78,17 +90,13 @@ def sparse_adam(
         >>> W.round(4).tolist()
         [[1.0], [0.5]]
     """
-    width = W.shape[0 if transposed else 1]
-    if values.shape != indices.shape or rows.shape != (len(values), width) or not W.shape == mu.shape == nu.shape:
-        raise ConfigError(
-            "sparse_adam: expected values and indices [B, K], rows [B, E] and W, mu, nu [S, E] ([E, S] if transposed), "
-            f"found {values.shape}, {indices.shape}, {rows.shape}, {W.shape}, {mu.shape} and {nu.shape}"
-        )
+    table = "ES" if transposed else "SE"
+    codes = {"values": (values, "BK"), "indices": (indices, "BK"), "rows": (rows, "BE")}
+    shape = axes("sparse_adam", **codes, W=(W, table), mu=(mu, table), nu=(nu, table))
     if not W.dtype == mu.dtype == nu.dtype == jnp.float32:
         raise ConfigError(
             f"sparse_adam: weights and moments must be float32, found {W.dtype}, {mu.dtype} and {nu.dtype}; "
             "bf16 moments are optim.AdamBf16"
         )
-    shape = {"B": len(values), "K": values.shape[1], "S": W.size // width, "E": width}
     run = choose("sparse_adam", implementation, IMPLEMENTATIONS, shape, rows.dtype)
     return run(W, mu, nu, values, indices, rows, lr, count, b1, b2, eps, transposed)

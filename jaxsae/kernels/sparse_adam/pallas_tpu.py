@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxsae.errors import ConfigError
 from jaxsae.kernels.sparse_grad import pallas_tpu as segments
 
 
@@ -44,8 +43,6 @@ def sparse_adam(
     W, mu, nu, values, indices, rows, lr, count, b1, b2, eps, transposed, *, interpret: Any = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `jaxsae.kernels.sparse_adam.api.sparse_adam`."""
-    if len(rows) > (most := segments.most_rows(rows)):
-        raise ConfigError(f"sparse_adam: 'pallas_tpu' keeps the rows of a batch on the chip, at most {most} here")
     size = W.shape[1 if transposed else 0]
     pairs = segments.sort_pairs(values, indices, segments.tiling_of(rows, size, transposed))
     t = count.astype(jnp.float32)

@@ -1,6 +1,7 @@
 """Decoding of sparse codes: a weighted sum of K dictionary rows per row of the batch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._chip import objection
 from jaxsae.kernels._control import when
-from jaxsae.kernels._dispatch import Available, Implementation, choose, on_mesh
+from jaxsae.kernels._dispatch import Available, Implementation, axes, choose, no_entries, on_mesh
 from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sharded.axes import split_of
 from jaxsae.kernels.sparse_decode import reference, xla
@@ -100,9 +101,9 @@ class PallasGpu:
 
     @staticmethod
     def leaves(shape):
-        """Long lists, which a dense product serves better."""
+        """Long lists, which a dense product serves better, and empty ones."""
         if not xla.is_long(shape["K"], shape["S"]):
-            return None
+            return no_entries(shape)
         return (
             f"takes lists of fewer than {-(-shape['S'] // xla.DENSE_RATIO)} of {shape['S']} latents, not {shape['K']}"
         )
@@ -114,10 +115,10 @@ def _reference(values, indices, W, live):
 
 
 IMPLEMENTATIONS: Available = {
-    "pallas_gpu": _gpu.implementation(_op(PallasGpu), leaves=PallasGpu.leaves),
+    "pallas_gpu": replace(_gpu.implementation(_op(PallasGpu)), leaves=PallasGpu.leaves),
     "xla": _op(xla),
-    "pallas_tpu": _tpu.implementation(_op(PallasTpu)),
-    "sparsecore": Implementation(_op(SparseCore), ("tpu",), SparseCore.refuse),
+    "pallas_tpu": replace(_tpu.implementation(_op(PallasTpu)), leaves=no_entries),
+    "sparsecore": Implementation(_op(SparseCore), ("tpu",), SparseCore.refuse, no_entries),
     "reference": _reference,
 }
 
@@ -145,15 +146,15 @@ def sparse_decode(
         [B, E] f32.
 
     Raises:
-        ConfigError: an implementation that cannot serve the call.
+        ConfigError: shapes that do not belong together, or an implementation that cannot serve the call.
 
     Example:
         >>> W = jnp.array([[1.0, 0.0], [0.0, 2.0]])
         >>> sparse_decode(jnp.array([[3.0, 1.0]]), jnp.array([[1, 0]]), W).tolist()
         [[1.0, 6.0]]
     """
-    shape = {"B": len(values), "K": values.shape[1], "S": len(W), "E": W.shape[1]}
-    split = split_of(len(values), len(W))
+    shape = axes("sparse_decode", values=(values, "BK"), indices=(indices, "BK"), W=(W, "SE"))
+    split = split_of(len(values), len(W)) if values.size else None  # of nothing nothing is spread
     available = IMPLEMENTATIONS if split is None else on_mesh(IMPLEMENTATIONS, "xla")
     run = choose("sparse_decode", implementation, available, shape, W.dtype)
     return run(values, indices, W, live) if split is None else sharded.decode(split, values, indices, W, live)

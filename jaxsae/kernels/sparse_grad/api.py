@@ -1,10 +1,11 @@
 """Gradients of weight rows from sparse codes: a sum of outer products that touches few rows."""
 
+from dataclasses import replace
+
 import jax
 
-from jaxsae.errors import ConfigError
 from jaxsae.kernels import _gpu, _tpu
-from jaxsae.kernels._dispatch import Available, choose
+from jaxsae.kernels._dispatch import Available, axes, choose, no_entries
 from jaxsae.kernels.sparse_decode import xla
 from jaxsae.kernels.sparse_grad import reference
 
@@ -19,9 +20,9 @@ def _pallas_gpu(values, indices, rows, size):
 
 
 IMPLEMENTATIONS: Available = {
-    "pallas_gpu": _gpu.implementation(_pallas_gpu),
+    "pallas_gpu": replace(_gpu.implementation(_pallas_gpu), leaves=no_entries),
     "xla": xla.outer_sum,
-    "pallas_tpu": _tpu.implementation(_pallas_tpu),
+    "pallas_tpu": replace(_tpu.implementation(_pallas_tpu), leaves=no_entries),
     "reference": reference.sparse_grad,
 }
 
@@ -60,10 +61,5 @@ def sparse_grad(
         >>> dW.tolist(), sums.tolist()
         ([[0.0, 0.0], [2.0, 3.0]], [0.0, 5.0])
     """
-    if values.shape != indices.shape or rows.ndim != 2 or len(rows) != len(values):
-        raise ConfigError(
-            "sparse_grad: expected values and indices [B, K] and rows [B, E], found "
-            f"{values.shape}, {indices.shape} and {rows.shape}"
-        )
-    shape = {"B": len(values), "K": values.shape[1], "S": size, "E": rows.shape[1]}
+    shape = {"S": size, **axes("sparse_grad", values=(values, "BK"), indices=(indices, "BK"), rows=(rows, "BE"))}
     return choose("sparse_grad", implementation, IMPLEMENTATIONS, shape, rows.dtype)(values, indices, rows, size)

@@ -291,7 +291,7 @@ def sparse_grad(
     A batch whose rows do not fit VMEM even in the narrowest column blocks is summed in pieces.
     """
     sums = jnp.zeros(size, jnp.float32).at[indices].add(values.astype(jnp.float32))
-    most = most_rows(rows)
+    most = most_rows(itemsize_of(rows))
 
     def piece(start: int) -> jax.Array:
         v, i, r = (a[start : start + most] for a in (values, indices, rows))
@@ -304,9 +304,9 @@ def sparse_grad(
     return dW, sums
 
 
-def most_rows(rows: jax.Array) -> int:
-    """Rows of a batch that can be resident at once, in the narrowest column blocks."""
-    return max(1, int(RESIDENT * vmem_bytes()) // (ROW * itemsize_of(rows)))
+def most_rows(itemsize: int) -> int:
+    """Rows of a batch, of elements of so many bytes, that can be resident at once, in the narrowest column blocks."""
+    return max(1, int(RESIDENT * vmem_bytes()) // (ROW * itemsize))
 
 
 def itemsize_of(rows: jax.Array) -> int:
