@@ -187,19 +187,29 @@ def nearest(size: int, factor: int) -> str:
 
 def _checked(data: int, latent: int, run: int, need: Need, devices: Sequence[Any], reason: str, zero: bool) -> Chosen:
     mesh = make_mesh(data, latent, devices, run)
-    if need.d_sae % latent:
-        raise ConfigError(
-            f"d_sae = {need.d_sae} cannot be spread over latent = {latent} devices; expected a multiple, the nearest "
-            f"are {nearest(need.d_sae, latent)}"
-        )
-    if need.rows % data:
-        raise ConfigError(
-            f"a batch of {need.rows} rows cannot be spread over data = {data} devices; expected a multiple, the "
-            f"nearest are {nearest(need.rows, data)}"
-        )
-    if zero and need.d_sae % (latent * data):
-        raise ConfigError(
-            f"with zero, the moments of d_sae = {need.d_sae} latents are spread over {latent * data} devices; expected "
-            f"a multiple, the nearest are {nearest(need.d_sae, latent * data)}"
-        )
+    check_divides(mesh, need.d_sae, need.rows, zero)
     return Chosen(mesh, reason)
+
+
+def check_divides(mesh: Mesh, d_sae: int, rows: int, zero: bool = False) -> None:
+    """Refuses a mesh whose axes do not divide the latents, the rows of a batch or, with `zero`, the moments.
+
+    Raises:
+        ConfigError: which does not divide; the nearest sizes are named.
+    """
+    data, latent = mesh.shape.get("data", 1), mesh.shape.get("latent", 1)
+    if d_sae % latent:
+        raise ConfigError(
+            f"d_sae = {d_sae} cannot be spread over latent = {latent} devices; expected a multiple, the nearest "
+            f"are {nearest(d_sae, latent)}"
+        )
+    if rows % data:
+        raise ConfigError(
+            f"a batch of {rows} rows cannot be spread over data = {data} devices; expected a multiple, the "
+            f"nearest are {nearest(rows, data)}"
+        )
+    if zero and d_sae % (latent * data):
+        raise ConfigError(
+            f"with zero, the moments of d_sae = {d_sae} latents are spread over {latent * data} devices; expected "
+            f"a multiple, the nearest are {nearest(d_sae, latent * data)}"
+        )

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsae import parallel
+from jaxsae.parallel.choose import check_divides
 from jaxsae.recipes import recipe as plain
 from jaxsae.recipes.placement import placements
 from jaxsae.recipes.state import State
@@ -22,7 +23,7 @@ class Programs:
     """Init, step and evaluation of one recipe on one mesh; without a mesh, on the default device.
 
     Args:
-        recipe: the method, or anything with a recipe's init, step and evaluate; on a mesh that also needs
+        recipe: the method, or anything with a recipe's init, step and evaluate; on a mesh that also needs `d_sae` and
             `placements(state, mesh, zero)`, as a fleet has.
         mesh: of `jaxsae.parallel.make_mesh`; None for the default device.
         sample: a batch of the run, or its shapes.
@@ -33,6 +34,9 @@ class Programs:
         placed: sharding of every leaf of the state, or None without a mesh.
         rows: sharding of the arrays of a batch, or None without a mesh.
         abstract: the state's shapes, with shardings.
+
+    Raises:
+        ConfigError: the mesh does not divide the latents, or the rows of the sample.
 
     Example:
         >>> from jaxsae.recipes import topk
@@ -46,7 +50,8 @@ class Programs:
     """
 
     def __init__(self, recipe: Any, mesh: Mesh | None, sample: Batch, frozen: PyTree = (), zero: bool = False):
-        self.recipe, self.mesh = recipe, mesh
+        self.recipe, self.mesh, self.zero = recipe, mesh, zero
+        self._check_rows(sample)
         key = jax.eval_shape(lambda: jax.random.key(0))
         with parallel.use(mesh):
             self.abstract = jax.eval_shape(recipe.init, key, sample, frozen)
@@ -67,6 +72,11 @@ class Programs:
         self._init = jax.jit(recipe.init, out_shardings=self.placed)
         self._step = jax.jit(recipe.step, out_shardings=(self.placed, self.whole), donate_argnums=0)
         self._evaluate = jax.jit(recipe.evaluate, out_shardings=self.whole)
+
+    def _check_rows(self, batch: Batch) -> None:
+        """Refuses sizes that the mesh would leave whole on every device."""
+        if self.mesh is not None:
+            check_divides(self.mesh, self.recipe.d_sae, next(iter(batch.values())).shape[0], self.zero)
 
     def init(self, key: jax.Array, batch: Batch, frozen: PyTree = ()) -> State:
         """`recipe.init`, every leaf in its place."""
@@ -90,6 +100,7 @@ class Programs:
             batch: shapes of a batch.
             frozen: arrays or shapes from outside.
         """
+        self._check_rows(batch)
         placed = {k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=self.rows) for k, a in batch.items()}
         with parallel.use(self.mesh):
             return self._step.lower(self.abstract, placed, frozen)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxsae import parallel, recipes
+from jaxsae.errors import ConfigError
 from jaxsae.objective import Constant
 from jaxsae.recipes import Programs, topk
 from jaxsae.testing.conformance import assert_close, batches
@@ -81,6 +82,27 @@ def test_eight_devices_compile_as_much_as_one(recipe):
         train_on(recipe, device_mesh(shape), batches(3))
         counts.append(len(COMPILED) - before)
     assert counts[3] <= counts[2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "d_sae", "rows", "zero", "message"),
+    [
+        ((1, 8), 100, 64, False, "d_sae = 100 cannot be spread over latent = 8 devices; .*nearest are 96 or 104"),
+        ((8, 1), 104, 60, False, "a batch of 60 rows cannot be spread over data = 8 devices; .*nearest are 56 or 64"),
+        ((8, 1), 100, 64, True, "with zero, the moments of d_sae = 100 latents are spread over 8 devices"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_is_refused(shape, d_sae, rows, zero, message):
+    batch = {"x": np.ones((rows, D_IN), np.float32)}
+    with pytest.raises(ConfigError, match=message):
+        Programs(topk(D_IN, d_sae, k=4), device_mesh(shape), batch, zero=zero)
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_not_lowered():
+    batch = lambda rows: {"x": jax.ShapeDtypeStruct((rows, D_IN), np.float32)}  # noqa: E731
+    programs = Programs(topk(D_IN, 104, k=4), device_mesh((8, 1)), batch(64))
+    with pytest.raises(ConfigError, match="a batch of 60 rows cannot be spread over data = 8"):
+        programs.lower(batch(60))
 
 
 def test_gradients_in_bf16_agree_where_steps_need_not():
