@@ -16,7 +16,7 @@ from jaxsae.train.memory import keep_freed_memory
 
 @dataclasses.dataclass(frozen=True)
 class BenchKernels:
-    """Measure the ops of the training step, forward and backward, one implementation beside the other.
+    """Measure the ops that training is made of, forward and backward, one implementation beside the other.
 
     Attributes:
         shape: tiny, smol, mid, A, B or C.
@@ -57,7 +57,7 @@ class BenchKernels:
         ops = {name: OPS[name](shape, jnp.dtype(self.dtype)) for name in self.ops or OPS}
         calls: dict[str, Callable[[], float]] = {}
         for name, op in ops.items():
-            for implementation in self._named(name, op.available, op.axes):
+            for implementation in self._named(name, op.available, op.axes, op.dtype or self.dtype):
                 calls[f"{name} {implementation}"] = timed(op.make(implementation))
         streaming, moved = streaming_bytes()
         seconds = in_turn({**calls, "matmul": timed(_matmul(shape, self.dtype)), "streaming": streaming}, self.repeats)
@@ -73,19 +73,19 @@ class BenchKernels:
         }
         _print(result)
         if self.tune:
-            write_table({name: op.axes for name, op in ops.items()}, self.dtype, seconds)
+            write_table({name: (op.axes, op.dtype or self.dtype) for name, op in ops.items()}, seconds)
         if self.out:
             pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
         return result
 
-    def _named(self, op: str, available: _dispatch.Available, axes: dict[str, int]) -> list[str]:
+    def _named(self, op: str, available: _dispatch.Available, axes: dict[str, int], dtype: str) -> list[str]:
         """What to measure: the one asked for, which must run here, or all that do."""
         if self.implementation:
-            _dispatch.choose(op, self.implementation, available, axes, self.dtype)
+            _dispatch.choose(op, self.implementation, available, axes, dtype)
             return [self.implementation]
         platform = _dispatch.device()[0]
         whole = {n: i if isinstance(i, _dispatch.Implementation) else None for n, i in available.items()}
-        can = [n for n, i in whole.items() if i is None or i.objection(platform, axes, self.dtype) is None]
+        can = [n for n, i in whole.items() if i is None or i.objection(platform, axes, dtype) is None]
         return [n for n in can if n != "reference"]  # written to be read, not to be fast
 
 
@@ -98,11 +98,16 @@ def _matmul(shape: Shape, dtype: Any) -> Callable[[], Any]:
     return lambda: product(x, W)
 
 
-def write_table(axes: dict[str, dict[str, int]], dtype: str, seconds: dict[str, dict[str, float]]) -> pathlib.Path:
-    """Puts the medians of these calls into the table of this kind of device; others in it stay."""
+def write_table(calls: dict[str, tuple[dict[str, int], str]], seconds: dict[str, dict[str, float]]) -> pathlib.Path:
+    """Puts the medians of these calls into the table of this kind of device; others in it stay.
+
+    Args:
+        calls: op -> its sizes and dtype.
+        seconds: "op implementation" -> spread of its times.
+    """
     path = _dispatch.table_path(_dispatch.device()[1])
     whole = json.loads(path.read_text()) if path.exists() else {"ops": {}}
-    for op, sizes in axes.items():
+    for op, (sizes, dtype) in calls.items():
         times = {n.split()[1]: round(1e3 * s["median"], 3) for n, s in seconds.items() if n.startswith(op + " ")}
         rows = [r for r in whole["ops"].get(op, []) if (r["shape"], r["dtype"]) != (sizes, dtype)]
         whole["ops"][op] = [*rows, {"shape": sizes, "dtype": dtype, "milliseconds": times}]

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxsae.cli._bench_timing import spread
+from jaxsae.cli._bench_shapes import Shape, shape_of
+from jaxsae.cli._bench_timing import environment, spread
 from jaxsae.data import Block, CacheSource, CacheWriter, Manifest, open_cache, stream
+from jaxsae.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +22,10 @@ class BenchStream:
 
     Attributes:
         cache: an existing cache; without one, random rows are written to a temporary folder first.
-        width: d_in of the random rows.
+        shape: tiny, smol, mid, A, B or C: their d_in and rows per batch.
+        width: d_in of the random rows, in place of the named shape's.
         gigabytes: of random rows.
-        batch_size: rows per batch.
+        batch_size: rows per batch, likewise.
         batches: batches per measurement.
         repeats: measurements; median and range are reported.
         prefetch: batches in flight.
@@ -31,9 +34,10 @@ class BenchStream:
     """
 
     cache: str = ""
-    width: int = 4096
+    shape: str = "C"
+    width: int | None = None
     gigabytes: float = 1.0
-    batch_size: int = 4096
+    batch_size: int | None = None
     batches: int = 40
     repeats: int = 5
     prefetch: int = 2
@@ -42,16 +46,25 @@ class BenchStream:
 
     def run(self) -> dict[str, Any]:
         """Measures and prints a table; returns what the JSON holds."""
+        shape = shape_of(self.shape, self.batch_size, self.width, None, None)
+        for name in ("batches", "prefetch", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"bench stream: {name} must be at least 1, found {getattr(self, name)}")
+        spread([1.0] * self.repeats)  # refuses 0 before anything is written
         if self.cache:
-            return self._report(open_cache(self.cache))
+            return self._report(open_cache(self.cache), shape)
+        rows = int(self.gigabytes * 1e9) // (2 * shape.d_in)
+        if rows < shape.batch_size:
+            raise ConfigError(
+                f"bench stream: gigabytes = {self.gigabytes} hold {max(rows, 0)} rows of width {shape.d_in}; expected "
+                f"at least a batch of {shape.batch_size}, {2e-9 * shape.d_in * shape.batch_size:.3g} gigabytes"
+            )
         with tempfile.TemporaryDirectory(prefix="jaxsae-bench-") as folder:
-            write_random(folder, self.width, int(self.gigabytes * 1e9) // (2 * self.width))
-            return self._report(open_cache(folder))
+            write_random(folder, shape.d_in, rows)
+            return self._report(open_cache(folder), shape)
 
-    def _report(self, cache: Any) -> dict[str, Any]:
-        import jax
-
-        source = CacheSource(cache, self.batch_size)
+    def _report(self, cache: Any, shape: Shape) -> dict[str, Any]:
+        source = CacheSource(cache, shape.batch_size)
         size = sum(a.nbytes for a in source.batch(0).values())
         result = {
             "iterator": self._rate(source, size, put=lambda batch: batch),
@@ -62,7 +75,7 @@ class BenchStream:
             "d_in": source.d_in,
             "dtype": cache.manifest.dtype,
             "batch_bytes": size,
-            "platform": jax.default_backend(),
+            "environment": environment(),
             "settings": dataclasses.asdict(self),
         }
         _print(result)
@@ -113,7 +126,7 @@ def _print(result: dict[str, Any]) -> None:
     import rich.console
     from rich.table import Table
 
-    title = f"stream, {result['dtype']} rows of {result['d_in']}, {result['platform']}"
+    title = f"stream, {result['dtype']} rows of {result['d_in']}, {result['environment']['device']}"
     table = Table("where", "GB/s (median)", "lowest", "highest", title=title)
     for name in ("iterator", "device", "memcpy"):
         table.add_row(name, *(f"{result[name][k]:.2f}" for k in ("median", "min", "max")))

@@ -27,6 +27,27 @@ def test_an_existing_cache(tmp_path):
     assert (result["rows"], result["d_in"]) == (1000, 32)
 
 
-def test_nothing_to_measure(tmp_path):
-    with pytest.raises(ConfigError, match="repeats = 0"):
-        BenchStream(**{**SMALL, "repeats": 0}).run()
+def test_a_named_shape_gives_width_and_batch():
+    result = BenchStream(shape="tiny", gigabytes=0.001, batches=2, repeats=1).run()
+    assert (result["d_in"], result["batch_bytes"]) == (64, 256 * 64 * 2)
+    assert {"device", "platform", "versions", "date"} <= set(result["environment"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"repeats": 0}, "repeats = 0"),
+        ({"batches": 0}, "bench stream: batches must be at least 1, found 0"),
+        ({"prefetch": 0}, "bench stream: prefetch must be at least 1, found 0"),
+        ({"threads": 0}, "bench stream: threads must be at least 1, found 0"),
+        ({"width": 0}, "bench: d_in must be at least 1, found 0"),
+        ({"batch_size": 0}, "bench: batch_size must be at least 1, found 0"),
+        ({"gigabytes": 0.0}, "gigabytes = 0.0 hold 0 rows of width 64; expected at least a batch of 256, 3.28e-05"),
+        ({"gigabytes": -1.0}, "gigabytes = -1.0 hold 0 rows of width 64"),
+        ({"gigabytes": 1e-5}, "gigabytes = 1e-05 hold 78 rows of width 64"),
+        ({"shape": "smoll"}, "no shape 'smoll'; did you mean 'smol'"),
+    ],
+)
+def test_nothing_to_measure(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        BenchStream(**{**SMALL, **setting}).run()

@@ -1,14 +1,18 @@
 """`jaxsae bench kernels` and `train`: plausible numbers, a table the dispatch reads, wrong calls in one sentence."""
 
 import json
+import logging
+import pathlib
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxsae import recipes
 from jaxsae.cli import _bench_peers
+from jaxsae.cli._bench_ops import OPS
 from jaxsae.cli._bench_shapes import Shape
 from jaxsae.cli._bench_timing import in_turn
 from jaxsae.cli.bench_kernels import BenchKernels
@@ -60,6 +64,25 @@ def test_kernels_and_the_table(tmp_path, monkeypatch):
     again = _dispatch.table(_dispatch.device()[1])
     assert len(again["topk"]) == 1, "a shape measured again replaces its row"
     assert again["encode_topk"] == rows, "what was not measured stays"
+    _dispatch.table.cache_clear()
+
+
+def test_every_op_is_measured_and_a_table_of_it_is_found(tmp_path, monkeypatch, caplog):
+    """Each row of the table stands at the very sizes and dtype that a call of the op asks for."""
+    monkeypatch.setattr(_dispatch, "TABLES", tmp_path / "dispatch")
+    for cache in (_dispatch.table, _dispatch._log_once):
+        cache.cache_clear()
+    ops = {p.parent.name for p in pathlib.Path(_dispatch.__file__).parent.glob("*/api.py")}
+    assert set(OPS) == ops
+    small = {**SMALL, "d_in": 128, "dtype": "bfloat16"}
+    BenchKernels(**small, ops=tuple(ops), tune=True).run()
+    shape = Shape(32, 128, 256, 4)
+    with caplog.at_level(logging.INFO, "jaxsae.kernels"):
+        for name in sorted(ops):
+            monkeypatch.setattr(_dispatch, "REACH", 1.0)
+            OPS[name](shape, jnp.dtype("bfloat16")).make(None)()
+            assert f"{name} on" in caplog.text
+            assert "(measured)" in caplog.records[-1].message, caplog.records[-1].message
     _dispatch.table.cache_clear()
 
 
