@@ -99,6 +99,20 @@ def test_decode_equals_dense_codes_with_repeated_indices(width):
     np.testing.assert_allclose(y, dense @ W, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(("k", "rounded"), [(7, False), (64, True)])
+def test_a_bf16_dictionary_rounds_codes_and_gradients_of_long_lists_once(k, rounded):
+    rng = np.random.default_rng(0)
+    values, g = rng.standard_normal((32, k)).astype(np.float32), rng.standard_normal((32, 40)).astype(np.float32)
+    index, W = rng.permuted(np.tile(np.arange(512), (32, 1)), axis=1)[:, :k], rng.standard_normal((512, 40))
+    W = W.astype(jnp.bfloat16)
+    once = lambda a: a.astype(jnp.bfloat16).astype(np.float64) if rounded else a.astype(np.float64)  # noqa: E731
+    atoms = W.astype(np.float64)[index]
+    run = lambda v: kernels.sparse_decode(v, jnp.asarray(index), jnp.asarray(W), implementation="xla")  # noqa: E731
+    y, back = jax.vjp(run, jnp.asarray(values))
+    np.testing.assert_allclose(y, np.einsum("bk,bke->be", once(values), atoms), rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(back(jnp.asarray(g))[0], np.einsum("be,bke->bk", once(g), atoms), rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("values", "indices", "W", "found"),
     [

@@ -161,7 +161,7 @@ def decode_residual_sddmm(
     *,
     implementation: str | None = None,
 ) -> tuple[jax.Array, ...]:
-    """e[b] = e0[b] - sum_j values[b, j] W[indices[b, j]] and its squared norm, summed in f32.
+    """e[b] = e0[b] - sum_j values[b, j] W[indices[b, j]] and its squared norm, summed in f32 as `sparse_decode` does.
 
     The loss of the plain coder reads nothing else.  Its gradient with respect to the codes is a sampled product of
     dense matrices (SDDMM), -2 <e_b, W[i_bj]>, with the very rows that the decoding fetched: an implementation that

@@ -133,6 +133,10 @@ def sparse_decode(
 ) -> jax.Array:
     """y[b] = sum_j values[b, j] W[indices[b, j]], summed in f32.
 
+    Products are f32, with one exception: in XLA a long list (K >= S / 64) over a bf16 W is a product of bf16 matrices,
+    so its codes, and in the backward pass the gradient of y, are rounded to bf16 first; an f32 copy of W would be
+    larger than W itself.  That is one rounding of each, at most 2^-9 of it.
+
     Args:
         values: [B, K] f32; 0 means absent.
         indices: [B, K] int32, every one in 0..S-1; repeated indices add.

@@ -94,7 +94,7 @@ def outer_sum(
 
 
 def dense_forward(values: jax.Array, indices: jax.Array, W: jax.Array, there: jax.Array | None = None) -> jax.Array:
-    """`forward` by way of the dense form of the codes."""
+    """`forward` by way of the dense form of the codes, which is rounded to the dtype of W."""
 
     def dense(part):
         codes = scatter(part[0], part[1], W.shape[0])
@@ -106,7 +106,7 @@ def dense_forward(values: jax.Array, indices: jax.Array, W: jax.Array, there: ja
 
 
 def dense_dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
-    """`dots` from the products with all rows of W."""
+    """`dots` from the products with all rows of W, to whose dtype g is rounded."""
 
     def dense(part):
         full = jnp.dot(part[0].astype(W.dtype), W.T, preferred_element_type=jnp.float32)
