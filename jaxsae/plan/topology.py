@@ -11,6 +11,7 @@ import jax
 
 from jaxsae.errors import ConfigError, closest
 from jaxsae.parallel import memory_of
+from jaxsae.plan.shapes import check_shape
 from jaxsae.train import trace
 
 
@@ -77,22 +78,21 @@ def open_target(name: str) -> Target:
     if name == "local":
         devices = jax.devices()
         return Target(name, devices, Chip(devices[0].platform, float(memory_of(devices[0]) or 0)))
-    kind = name.partition(":")[0]
-    if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", name):
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
         hint = closest(kind, CHIPS) if kind not in CHIPS else ""
         raise ConfigError(
             f"no topology {name!r}{hint}; expected a chip ({', '.join(CHIPS)}) and a shape, such as v5e:16x16 or "
             "v5p:2x2x1, or local"
         )
+    check_shape(kind, shape)
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(f"planning for {name!r} needs libtpu (no TPU); pip install libtpu, or plan for local")
     try:
         found = tpu_devices(name)
     except Exception as e:
         why = " ".join(str(e).split())[:160]
-        raise ConfigError(
-            f"libtpu knows no topology {name!r} ({why}); see the shapes that {kind} slices come in"
-        ) from e
+        raise ConfigError(f"libtpu did not open {name!r} ({why}); a newer libtpu may") from e
     return Target(name, found, CHIPS[kind])
 
 
