@@ -22,9 +22,11 @@ class Collective:
         kind: its name in the program.
         shape: of what it returns on a device.
         devices: that take part together.
-        received: bytes a device receives, by the ring algorithm.
-        where: "always"; "branch" if only some sides of a conditional have it; "loop" in a loop, counted once.
+        received: bytes a device receives by the ring algorithm, in all turns of the loops around it together.
+        where: "always"; "branch" if only some sides of a conditional have it; "loop" in a loop that does not tell how
+            many turns it takes: one of them is counted.
         source: the operation of the program it comes from, as jax names it.
+        times: turns of the loops around it.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class Collective:
     received: float
     where: str
     source: str
+    times: int = 1
 
 
 def collectives(text: str) -> list[Collective]:
@@ -46,10 +49,10 @@ def collectives(text: str) -> list[Collective]:
     blocks = dict(_BLOCK.findall(text))
     inside, all_devices = _places(blocks), re.search(r"num_partitions=(\d+)", text)
     count = int(all_devices[1]) if all_devices else 2
-    found = {name: list(_of_block(body, inside.get(name, "always"), count)) for name, body in blocks.items()}
+    found = {name: list(_of_block(body, *inside.get(name, ("always", 1)), count)) for name, body in blocks.items()}
     for body in blocks.values():
         for sides in _conditionals(body):
-            if all(inside.get(name) == "branch" for name in sides):
+            if all(inside.get(name, ("", 1))[0] == "branch" for name in sides):
                 _once_for_all_sides(found, sides)
     return [c for listed in found.values() for c in listed]
 
@@ -80,7 +83,7 @@ def _once_for_all_sides(found: dict[str, list[Collective]], sides: list[str]) ->
         found[name] = kept
 
 
-def _of_block(body: str, where: str, count: int) -> Iterator[Collective]:
+def _of_block(body: str, where: str, times: int, count: int) -> Iterator[Collective]:
     for line in body.splitlines():
         found = _LINE.match(line)
         if found:
@@ -92,9 +95,8 @@ def _of_block(body: str, where: str, count: int) -> Iterator[Collective]:
             size = sum(_WIDTH.get(t, 8 if t[-2:] == "64" else 4) * _count(dims) for t, dims in shapes)
             source = re.search(r'op_name="([^"]*)"', line)
             described = ", ".join(f"{t}[{dims}]" for t, dims in shapes)
-            yield Collective(
-                kind, described, devices, _received(kind, size, devices), where, source[1] if source else ""
-            )
+            received = times * _received(kind, size, devices)
+            yield Collective(kind, described, devices, received, where, source[1] if source else "", times)
 
 
 def _received(kind: str, size: float, devices: int) -> float:
@@ -121,18 +123,41 @@ def _group(line: str, count: int) -> int:
     return len(listed[1].split(",")) if listed else count
 
 
-def _places(blocks: dict[str, str]) -> dict[str, str]:
-    """For every computation that runs not just once: "branch" or "loop", with those that it calls."""
-    found: dict[str, str] = {}
-    starts: list[tuple[str, str]] = []
-    for body in blocks.values():
-        starts += [(n, "branch") for sides in _conditionals(body) for n in sides]
-        starts += [(n, "loop") for n in re.findall(r"\b(?:body|condition)=%?([\w.\-]+)", body)]
-    while starts:
-        name, where = starts.pop()
-        if found.get(name) == where or name not in blocks or found.get(name) == "branch":
+def _places(blocks: dict[str, str]) -> dict[str, tuple[str, int]]:
+    """For every computation that runs not just once: "branch", "loop" or "always", and its turns in loops."""
+    calls = {name: list(_calls(body, blocks)) for name, body in blocks.items()}
+    called = {other for found in calls.values() for other, *_ in found}
+    found: dict[str, tuple[str, int]] = {}
+    left: list[tuple[str, str, int]] = [(name, "always", 1) for name in blocks if name not in called]
+    while left:
+        name, where, times = left.pop()
+        if found.get(name) == (where, times) or found.get(name, ("", 1))[0] == "branch":
             continue
-        found[name] = where
-        called = re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", blocks[name])
-        starts += [(n, where) for n in called]
+        found[name] = where, times
+        for other, how, turns in calls[name]:
+            left.append((other, where if where == "branch" or how == "always" else how, times * turns))
     return found
+
+
+def _calls(body: str, blocks: dict[str, str]) -> Iterator[tuple[str, str, int]]:
+    """The computations that a block hands over to: (name, whether that is sure, turns)."""
+    for sides in _conditionals(body):
+        yield from ((name, "branch", 1) for name in sides if name in blocks)
+    for line in body.splitlines():
+        turns = _turns(line, blocks) if " while(" in line else 1
+        for name in re.findall(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)", line):
+            if name in blocks:
+                yield name, "loop" if turns is None else "always", turns or 1
+
+
+def _turns(line: str, blocks: dict[str, str]) -> int | None:
+    """Of a while loop: as the compiler notes it, else as its condition compares jax's counter, which starts at 0."""
+    told = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+    if told:
+        return int(told[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    body = blocks.get(condition[1], "") if condition else ""
+    compared = re.search(r"ROOT .* compare\(([^)]*)\), direction=LT", body)
+    limit = compared[1].split()[-1].lstrip("%") if compared else None
+    constant = limit and re.search(rf"^\s*%?{re.escape(limit)} = \S+ constant\((\d+)\)", body, re.M)
+    return int(constant[1]) if constant else None

@@ -64,17 +64,18 @@ def _traffic(plan: Plan) -> Iterator[str]:
             c.shape if len(c.shape) < 60 else c.shape[:57] + "...",
             str(c.devices),
             f"{c.received / 1e6:.3f}",
-            c.where,
+            c.where if c.times == 1 else f"{c.where}, {c.times} times",
         )
         for c in sorted(m.collectives, key=lambda c: -c.received)
         if c.received >= 1000
     ]
     yield from _table("Collectives of the compiled program", ("kind", "result", "devices", "MB received", "when"), rows)
+    loop = m.received("loop")
+    turns = f", {loop / 1e6:.1f} MB per turn of loops that do not tell how many they take" if loop else ""
     yield (
         f"Received per device and step: {m.received('always') / 1e6:.1f} MB always, "
-        f"{m.received('branch') / 1e6:.1f} MB more where a branch is taken (AuxK's, while latents are dead), "
-        f"{m.received('loop') / 1e6:.1f} MB per turn of loops.  Bytes as a ring receives them; those under 1 kB "
-        "are not listed."
+        f"{m.received('branch') / 1e6:.1f} MB more where a branch is taken (AuxK's, while latents are dead){turns}.  "
+        "Bytes as a ring receives them; those under 1 kB are not listed."
     )
     yield ""
 
