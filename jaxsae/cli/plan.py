@@ -13,6 +13,8 @@ from jaxsae.errors import ConfigError
 from jaxsae.train import TrainConfig
 from jaxsae.train.run_dir import write_atomic
 
+_VERDICTS = {True: "fits", False: "does not fit", None: "no limit known"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,8 +55,8 @@ class Plan:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, text)
             write_atomic(path.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
-            print(f"{'fits' if found.measured.fits else 'does not fit'}: {path}")
-        if not found.measured.fits:
+            print(f"{_VERDICTS[found.measured.fits]}: {path}")
+        if found.measured.fits is False:
             works = [a.change for a in found.advice if a.fits]
             advice = f"; it fits with: {', or '.join(works)}" if works else "; take a larger topology"
             raise ConfigError(f"{self.file}: the step does not fit on {self.topology}{advice}")

@@ -14,11 +14,11 @@ from jaxsae.train import TrainConfig
 
 @dataclass(frozen=True)
 class Advice:
-    """A change, whether the step fits with it, and the memory it then takes."""
+    """A change, whether the step fits with it, and the memory it then takes (None if the compiler does not say)."""
 
     change: str
     fits: bool
-    peak: int
+    peak: int | None
 
 
 def advise(
@@ -29,7 +29,7 @@ def advise(
     for change, other, (data, latent), size in _changes(recipe, shape, rows):
         mesh = parallel.make_mesh(data, latent, target.devices)
         found: Measured = compile_step(other, mesh, size, dtype, zero)
-        yield Advice(change, found.fits, found.peak)
+        yield Advice(change, bool(found.fits), found.peak)
 
 
 def _changes(recipe: Recipe, shape: dict[str, int], rows: int) -> Iterator[tuple[str, Recipe, tuple[int, int], int]]:

@@ -14,14 +14,24 @@ from jaxsae.plan.hlo import Collective, collectives
 from jaxsae.recipes import Programs, State
 from jaxsae.typing import Batch
 
+#: How libtpu says what a program that does not fit would take, newer versions last.  The newer words name temporaries,
+#: but the figure is of the whole program: where a chip with more memory compiles it, its peak is the same.
+_DEMANDS = (
+    re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"),
+    re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds"),
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
 
 @dataclass(frozen=True)
 class Measured:
     """Facts of one compiled step; bytes are per device.
 
     Attributes:
-        fits: the compiler placed it in the device's memory (always true where it knows no limit).
-        peak: largest number of bytes in use at once; the demand the compiler names where it does not fit.
+        fits: a TPU's compiler placed it in the chip's memory; elsewhere the peak is within the limit, and None if no
+            limit is known.
+        peak: largest number of bytes in use at once; where it does not fit on a TPU, what the compiler says it would
+            take, and None if it does not say.
         parts: bytes of what is kept from step to step, by name, and of the batch.
         temporaries: peak less what is kept.
         collectives: in the order of the program; empty where it does not fit.
@@ -32,8 +42,8 @@ class Measured:
         why: the compiler's complaint where it does not fit.
     """
 
-    fits: bool
-    peak: int
+    fits: bool | None
+    peak: int | None
     parts: dict[str, int]
     collectives: tuple[Collective, ...] = ()
     flops: float = 0.0
@@ -49,16 +59,22 @@ class Measured:
         return sum(self.parts.values())
 
     @property
-    def temporaries(self) -> int:
-        return max(0, self.peak - self.kept)
+    def temporaries(self) -> int | None:
+        return None if self.peak is None else max(0, self.peak - self.kept)
 
     def received(self, where: str | None = None) -> float:
         """Bytes a device receives per step: in all, or by collectives in one kind of place."""
         return sum(c.received for c in self.collectives if where in (None, c.where))
 
 
-def measure(programs: Programs, batch: Batch) -> Measured:
-    """Compiles `programs.step`, the one that training runs, and reads the result."""
+def measure(programs: Programs, batch: Batch, limit: float | None = None) -> Measured:
+    """Compiles `programs.step`, the one that training runs, and reads the result.
+
+    Args:
+        programs: of the method, on its mesh.
+        batch: its shapes.
+        limit: bytes that programs may take on a device; not needed for a TPU, whose compiler knows.
+    """
     parts, arrays = _parts(programs.abstract, batch, programs), _arrays(programs.abstract)
     start = time.monotonic()
     device = jax.devices()[0] if programs.mesh is None else programs.mesh.devices.flat[0]
@@ -70,14 +86,11 @@ def measure(programs: Programs, batch: Batch) -> Measured:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         why = " ".join(str(e).split())
-        return Measured(False, _demand(why), parts, seconds=time.monotonic() - start, why=why[:300], arrays=arrays)
-    memory = compiled.memory_analysis()
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = getattr(memory, "peak_memory_in_bytes", 0) or kept + memory.temp_size_in_bytes
-    cost = compiled.cost_analysis() or {}
+        return Measured(False, demand(why), parts, seconds=time.monotonic() - start, why=why[:300], arrays=arrays)
+    peak, cost = peak_bytes(compiled.memory_analysis(), device.platform), compiled.cost_analysis() or {}
     return Measured(
-        fits=True,
-        peak=int(peak),
+        fits=True if device.platform == "tpu" else None if limit is None else peak <= limit,
+        peak=peak,
         parts=parts,
         collectives=tuple(collectives(text)),
         flops=float(cost.get("flops", 0.0)),
@@ -104,10 +117,27 @@ def compile_and_read(lowered: Any, platform: str) -> tuple[Any, str]:
         return compiled, texts[0].read_text() if texts else compiled.as_text()
 
 
-def _demand(why: str) -> int:
-    """Bytes that the compiler says the program needs."""
-    found = re.search(r"Used ([\d.]+)([KMG]) of", why)
-    return round(float(found[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[found[2]]) if found else 0
+def demand(why: str) -> int | None:
+    """Bytes that the compiler says a program would need, or None if its words are not known.
+
+    Example:
+        >>> demand("Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm.") == 18.5 * 2**30
+        True
+    """
+    found = next(filter(None, (words.search(why) for words in _DEMANDS)), None)
+    return round(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def peak_bytes(memory: Any, platform: str) -> int:
+    """Most bytes in use at once, by the compiler's account of a program.
+
+    Only a TPU's own figure counts every temporary, and when each is in use; that of jaxlib's CPU compiler leaves them
+    out, so elsewhere all temporaries are added to what is kept.
+    """
+    told = getattr(memory, "peak_memory_in_bytes", 0) or 0
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    whole = kept + memory.temp_size_in_bytes
+    return int(told if platform == "tpu" and told else max(told, whole))
 
 
 def _bytes(leaf: Any) -> int:

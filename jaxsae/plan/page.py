@@ -27,21 +27,32 @@ def _head(plan: Plan, command: str) -> Iterator[str]:
         yield f"Made by `{command}`; nothing ran on a device.  "
     yield "Versions: " + ", ".join(f"{k} {v}" for k, v in plan.versions.items()) + f"; compiled in {m.seconds:.0f} s."
     yield ""
-    verdict = "fits" if m.fits else "does not fit"
-    limit = f" of {plan.chip.memory / GIB:.2f}" if plan.chip.memory else ""
-    yield f"**{verdict}**: {m.peak / GIB:.2f}{limit} GiB at the peak on each of {plan.devices} devices."
+    yield _verdict(plan)
     yield ""
     shape = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items() if axis != "run" or n > 1)
     yield f"Mesh {shape}: {plan.reason}.  Batch of {plan.rows:,} rows, {plan.steps:,} steps."
     yield ""
 
 
+def _verdict(plan: Plan) -> str:
+    m, each = plan.measured, f"on each of {plan.devices} devices" if plan.devices > 1 else "on one device"
+    if plan.limit and not plan.chip.memory:
+        each += ", out of the machine's memory" if plan.devices == 1 else ", out of its share of the machine's memory"
+    if m.fits is None:
+        return f"**no limit known**: {gib(m.peak)} GiB at the peak {each}; compare that with what it has."
+    if m.peak is None:
+        more = f"more than {gib(plan.limit)} GiB" if plan.limit else "more than there is"
+        return f"**does not fit**: {more} at the peak {each}; how much is unknown, as the compiler does not say."
+    limit = f" of {gib(plan.limit)}" if plan.limit else ""
+    return f"**{'fits' if m.fits else 'does not fit'}**: {gib(m.peak)}{limit} GiB at the peak {each}."
+
+
 def _memory(plan: Plan) -> Iterator[str]:
     m = plan.measured
     yield from _table("Memory per device", ("part", "GiB"), [
-        *((name, f"{size / GIB:.3f}") for name, size in m.parts.items()),
-        ("temporaries at the peak", f"{m.temporaries / GIB:.3f}"),
-        ("peak", f"{m.peak / GIB:.3f}"),
+        *((name, gib(size, 3)) for name, size in m.parts.items()),
+        ("temporaries at the peak", gib(m.temporaries, 3)),
+        ("peak", gib(m.peak, 3)),
     ])  # fmt: skip
     if m.why:
         yield f"The compiler said: {m.why}"
@@ -50,13 +61,13 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 def _advice(plan: Plan) -> Iterator[str]:
     if plan.advice:
-        rows = [(a.change, "fits" if a.fits else "does not fit", f"{a.peak / GIB:.2f}") for a in plan.advice]
+        rows = [(a.change, "fits" if a.fits else "does not fit", gib(a.peak)) for a in plan.advice]
         yield from _table("What to change (each compiled, alone)", ("change", "verdict", "peak GiB"), rows)
 
 
 def _traffic(plan: Plan) -> Iterator[str]:
     m = plan.measured
-    if not m.fits or plan.devices == 1:
+    if m.fits is False or plan.devices == 1:
         return
     rows = [
         (
@@ -113,3 +124,16 @@ def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -
     for row in (head, ("---",) * len(head), *rows):
         yield "| " + " | ".join(row) + " |"
     yield ""
+
+
+def gib(size: float | None, digits: int = 2) -> str:
+    """Bytes in GiB, without the unit; "unknown" for None.
+
+    Example:
+        >>> gib(3 * 2**29), gib(2**20), gib(None)
+        ('1.50', '<0.01', 'unknown')
+    """
+    if size is None:
+        return "unknown"
+    text = f"{size / GIB:.{digits}f}"
+    return f"<{10**-digits:.{digits}f}" if size and not float(text) else text

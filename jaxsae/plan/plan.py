@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +28,8 @@ class Plan:
     Attributes:
         recipe: the method with everything filled in.
         target: topology by name; `chip` with its rates.
-        devices: how many.
+        limit: bytes that programs may take on each device that is used; None where nothing tells.
+        devices: how many are used.
         mesh: devices by axis; `reason` says why.
         rows: of the global batch; `steps` of them in the run.
         measured: the compiled step.
@@ -39,6 +41,7 @@ class Plan:
     recipe: Recipe
     target: str
     chip: Any
+    limit: float | None
     devices: int
     mesh: dict[str, int]
     reason: str
@@ -64,6 +67,7 @@ class Plan:
             "d_sae": self.recipe.d_sae,
             "topology": self.target,
             "chip": dataclasses.asdict(self.chip),
+            "limit": self.limit,
             "devices": self.devices,
             "mesh": self.mesh,
             "reason": self.reason,
@@ -102,10 +106,26 @@ def plan(config: TrainConfig, target: Target, *, dtype: str = "bfloat16", sugges
     recipe = config.method(_width(config))
     need = Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens)
     chosen = parallel.choose_mesh(config.mesh, need, target.devices, target.chip.memory or None)
-    shape = dict(chosen.mesh.shape)
-    measured = compile_step(recipe, chosen.mesh, need.rows, dtype, config.mesh.zero)
-    parts = roofline(recipe, need.rows, shape, measured, target.chip) if measured.fits else []
-    advice = () if measured.fits or not suggest else tuple(advise(recipe, config, target, shape, dtype, compile_step))
+    shape, used = dict(chosen.mesh.shape), replace(target, devices=list(chosen.mesh.devices.flat))
+    limit = target.limit(chosen.mesh.size)
+    step = partial(compile_step, limit=limit)
+    measured = step(recipe, chosen.mesh, need.rows, dtype, config.mesh.zero)
+    failed = measured.fits is False
+    parts = [] if failed else roofline(recipe, need.rows, shape, measured, target.chip)
+    advice = tuple(advise(recipe, config, used, shape, dtype, step)) if failed and suggest else ()
+    return Plan(
+        recipe, target.name, target.chip, limit, chosen.mesh.size, shape, chosen.reason, need.rows, config.steps,
+        measured, tuple(parts), advice, _versions(target),
+    )  # fmt: skip
+
+
+def compile_step(recipe: Recipe, mesh: Any, rows: int, dtype: str, zero: bool, limit: float | None = None) -> Measured:
+    """The step of `jaxsae.recipes.Programs`, which `fit` runs, compiled and measured."""
+    batch: Any = {"x": jax.ShapeDtypeStruct((rows, recipe.d_in), jnp.dtype(dtype))}
+    return measure(Programs(recipe, mesh, batch, zero=zero), batch, limit)
+
+
+def _versions(target: Target) -> dict[str, str]:
     import jaxlib
 
     versions = {"jaxsae": jaxsae.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
@@ -113,27 +133,17 @@ def plan(config: TrainConfig, target: Target, *, dtype: str = "bfloat16", sugges
         import importlib.metadata
 
         versions["libtpu"] = importlib.metadata.version("libtpu")
-    return Plan(
-        recipe, target.name, target.chip, chosen.mesh.size, shape, chosen.reason, need.rows, config.steps, measured,
-        tuple(parts), advice, versions,
-    )  # fmt: skip
+    return versions
 
 
-def compile_step(recipe: Recipe, mesh: Any, rows: int, dtype: str, zero: bool) -> Measured:
-    """The step of `jaxsae.recipes.Programs`, which `fit` runs, compiled and measured."""
-    batch: Any = {"x": jax.ShapeDtypeStruct((rows, recipe.d_in), jnp.dtype(dtype))}
-    return measure(Programs(recipe, mesh, batch, zero=zero), batch)
-
-
-def _width(config: TrainConfig) -> int | None:
-    """Of the cache's rows, where there is a cache."""
-    if config.recipe.d_in is not None or not pathlib.Path(config.cache).is_dir():
-        if config.recipe.d_in is None:
-            raise ConfigError(
-                f"a plan needs the width of the rows: give recipe.d_in, or a cache (there is none in {config.cache!r})"
-            )
+def _width(config: TrainConfig) -> int:
+    """Of the rows: as the configuration says, else of the cache's."""
+    if config.recipe.d_in is not None:
         return config.recipe.d_in
+    if not pathlib.Path(config.cache).expanduser().is_dir():
+        raise ConfigError(
+            f"a plan needs the width of the rows: give recipe.d_in, or a cache (there is none in {config.cache!r})"
+        )
     from jaxsae.data.cache import open_cache
 
-    cache = open_cache(config.cache)
-    return dict(cache.manifest.sites)[cache.site(config.hook_name)]
+    return open_cache(config.cache).d(config.hook_name)

@@ -55,11 +55,23 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Target:
-    """What a plan is made for."""
+    """What a plan is made for.
+
+    Attributes:
+        name: of the topology, or "local".
+        devices: all it has.
+        chip: rates of one.
+        shared: bytes of a memory that all devices take theirs from, as CPUs do; 0 where each has its own.
+    """
 
     name: str
     devices: Sequence[Any]
     chip: Chip
+    shared: float = 0.0
+
+    def limit(self, used: int) -> float | None:
+        """Bytes that programs may take on each of `used` devices; None where nothing tells."""
+        return self.chip.memory or self.shared / used or None
 
 
 def open_target(name: str) -> Target:
@@ -77,7 +89,8 @@ def open_target(name: str) -> Target:
     """
     if name == "local":
         devices = jax.devices()
-        return Target(name, devices, Chip(devices[0].platform, float(memory_of(devices[0]) or 0)))
+        platform, own = devices[0].platform, float(memory_of(devices[0]) or 0)
+        return Target(name, devices, Chip(platform, own), _memory_of_the_machine() if platform == "cpu" else 0.0)
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
         hint = closest(kind, CHIPS) if kind not in CHIPS else ""
@@ -94,6 +107,14 @@ def open_target(name: str) -> Target:
         why = " ".join(str(e).split())[:160]
         raise ConfigError(f"libtpu did not open {name!r} ({why}); a newer libtpu may") from e
     return Target(name, found, CHIPS[kind])
+
+
+def _memory_of_the_machine() -> float:
+    """Bytes of its RAM; 0 where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return 0.0
 
 
 def tpu_devices(name: str) -> Sequence[Any]:

@@ -127,8 +127,10 @@ def test_compiles_for_a_tpu_and_advises_when_it_does_not_fit():
     config = TrainConfig(recipe, cache="none", train_batch_size_tokens=4096, mesh=MeshConfig(data=2, latent=2))
     found = plan(config, open_target("v5e:2x2"))
     assert not found.measured.fits
+    assert found.measured.peak > 0
     assert found.advice
     assert found.advice[0].change == "mesh data 1 x latent 4"
+    assert all(a.peak > 0 for a in found.advice)
 
 
 def test_the_command_ends_with_a_sentence_and_a_status(tmp_path):
