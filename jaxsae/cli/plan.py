@@ -3,8 +3,9 @@
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -12,6 +13,9 @@ from jaxsae.config import from_dict, read_file
 from jaxsae.errors import ConfigError
 from jaxsae.train import TrainConfig
 from jaxsae.train.run_dir import write_atomic
+
+if TYPE_CHECKING:
+    from jaxsae.plan.advise import Advice
 
 _VERDICTS = {True: "fits", False: "does not fit", None: "no limit known"}
 
@@ -27,7 +31,8 @@ class Plan:
         topology: v5e:16x16, v5p:2x2x1, v6e:2x4 and the like, or local.
         dtype: of the cached rows.
         output: write the page to this file and its data beside it, as .json; by default the page is printed.
-        suggest: where it does not fit, compile other settings and say which do.
+        suggest: where it does not fit, compile other settings, and if none of them is enough larger slices, and say
+            which do.
     """
 
     file: Annotated[str, tyro.conf.Positional]
@@ -46,7 +51,8 @@ class Plan:
 
         config = from_dict(read_file(self.file), TrainConfig)
         print(f"compiling the step for {self.topology} ...", file=sys.stderr)
-        found = plan(config, open_target(self.topology), dtype=self.dtype, suggest=self.suggest)
+        tell = lambda text: print(text, file=sys.stderr)  # noqa: E731
+        found = plan(config, open_target(self.topology), dtype=self.dtype, suggest=self.suggest, tell=tell)
         data, text = found.to_json(), page(found, self.command())
         if self.output is None:
             print(text)
@@ -57,10 +63,17 @@ class Plan:
             write_atomic(path.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
             print(f"{_VERDICTS[found.measured.fits]}: {path}")
         if found.measured.fits is False:
-            works = [a.change for a in found.advice if a.fits]
-            advice = f"; it fits with: {', or '.join(works)}" if works else "; take a larger topology"
-            raise ConfigError(f"{self.file}: the step does not fit on {self.topology}{advice}")
+            raise ConfigError(f"{self.file}: the step does not fit on {self.topology}; {self._way_out(found.advice)}")
         return data
+
+    def _way_out(self, advice: "Sequence[Advice]") -> str:
+        works = [a.change for a in advice if a.fits]
+        if works:
+            return f"it fits with: {', or '.join(works)}"
+        if not self.suggest:
+            return "call it with --suggest to have other settings and larger slices compiled"
+        tried = ", ".join(a.change for a in advice) or "nothing applies"
+        return f"nor with what was tried ({tried}); take fewer latents, or another chip"
 
     def command(self) -> str:
         """What was called, for the page."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from jaxsae.plan.plan import Plan
+from jaxsae.plan.setting import mesh_text
 
 GIB = 2**30
 
@@ -29,8 +30,7 @@ def _head(plan: Plan, command: str) -> Iterator[str]:
     yield ""
     yield _verdict(plan)
     yield ""
-    shape = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items() if axis != "run" or n > 1)
-    yield f"Mesh {shape}: {plan.reason}.  Batch of {plan.rows:,} rows, {plan.steps:,} steps."
+    yield f"Mesh {mesh_text(plan.mesh)}: {plan.reason}.  Batch of {plan.rows:,} rows, {plan.steps:,} steps."
     yield ""
 
 
@@ -62,7 +62,7 @@ def _memory(plan: Plan) -> Iterator[str]:
 def _advice(plan: Plan) -> Iterator[str]:
     if plan.advice:
         rows = [(a.change, "fits" if a.fits else "does not fit", gib(a.peak)) for a in plan.advice]
-        yield from _table("What to change (each compiled, alone)", ("change", "verdict", "peak GiB"), rows)
+        yield from _table("What to change (each compiled)", ("change", "verdict", "peak GiB"), rows)
 
 
 def _traffic(plan: Plan) -> Iterator[str]:

@@ -2,22 +2,21 @@
 
 import dataclasses
 import pathlib
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import jaxsae
 from jaxsae import parallel
 from jaxsae.errors import ConfigError
-from jaxsae.parallel import Need
 from jaxsae.plan.advise import Advice, advise
-from jaxsae.plan.measure import Measured, measure
+from jaxsae.plan.measure import Measured
 from jaxsae.plan.roofline import Part, bounds, roofline
+from jaxsae.plan.setting import Setting, compile_step, need_of
 from jaxsae.plan.topology import Target
-from jaxsae.recipes import Programs, Recipe
+from jaxsae.recipes import Recipe
 from jaxsae.train import TrainConfig
 
 
@@ -83,7 +82,14 @@ class Plan:
         }
 
 
-def plan(config: TrainConfig, target: Target, *, dtype: str = "bfloat16", suggest: bool = True) -> Plan:
+def plan(
+    config: TrainConfig,
+    target: Target,
+    *,
+    dtype: str = "bfloat16",
+    suggest: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Plan:
     """Compiles the training step of a configuration for a topology.
 
     Args:
@@ -91,6 +97,7 @@ def plan(config: TrainConfig, target: Target, *, dtype: str = "bfloat16", sugges
         target: where to; see `open_target`.
         dtype: of the cached rows.
         suggest: where it does not fit, compile other settings.
+        tell: hears which of them is being compiled.
 
     Raises:
         ConfigError: the mesh does not match the devices, or sizes do not divide; the nearest are named.
@@ -103,26 +110,18 @@ def plan(config: TrainConfig, target: Target, *, dtype: str = "bfloat16", sugges
         >>> found.measured.fits, found.measured.parts["parameters"]
         (True, 8512)
     """
-    recipe = config.method(_width(config))
-    need = Need(recipe.d_in, recipe.d_sae, config.train_batch_size_tokens)
-    chosen = parallel.choose_mesh(config.mesh, need, target.devices, target.chip.memory or None)
-    shape, used = dict(chosen.mesh.shape), replace(target, devices=list(chosen.mesh.devices.flat))
-    limit = target.limit(chosen.mesh.size)
-    step = partial(compile_step, limit=limit)
-    measured = step(recipe, chosen.mesh, need.rows, dtype, config.mesh.zero)
+    recipe, rows = config.method(_width(config)), config.train_batch_size_tokens
+    chosen = parallel.choose_mesh(config.mesh, need_of(recipe, rows), target.devices, target.chip.memory or None)
+    shape, limit = dict(chosen.mesh.shape), target.limit(chosen.mesh.size)
+    setting = Setting(recipe, chosen.mesh, rows, dtype, config.mesh.zero, limit)
+    measured = compile_step(setting)
     failed = measured.fits is False
-    parts = [] if failed else roofline(recipe, need.rows, shape, measured, target.chip)
-    advice = tuple(advise(recipe, config, used, shape, dtype, step)) if failed and suggest else ()
+    parts = [] if failed else roofline(setting.method, rows, shape, measured, target.chip)
+    advice = advise(setting, target, compile_step, tell) if failed and suggest else ()
     return Plan(
-        recipe, target.name, target.chip, limit, chosen.mesh.size, shape, chosen.reason, need.rows, config.steps,
-        measured, tuple(parts), advice, _versions(target),
+        setting.method, target.name, target.chip, limit, chosen.mesh.size, shape, chosen.reason, rows,
+        config.steps, measured, tuple(parts), advice, _versions(target),
     )  # fmt: skip
-
-
-def compile_step(recipe: Recipe, mesh: Any, rows: int, dtype: str, zero: bool, limit: float | None = None) -> Measured:
-    """The step of `jaxsae.recipes.Programs`, which `fit` runs, compiled and measured."""
-    batch: Any = {"x": jax.ShapeDtypeStruct((rows, recipe.d_in), jnp.dtype(dtype))}
-    return measure(Programs(recipe, mesh, batch, zero=zero), batch, limit)
 
 
 def _versions(target: Target) -> dict[str, str]:

@@ -11,7 +11,7 @@ from jaxsae.parallel import MeshConfig, make_mesh
 from jaxsae.plan import Chip, Target, open_target, page, plan
 from jaxsae.plan.measure import Measured, demand, measure, peak_bytes
 from jaxsae.plan.page import gib
-from jaxsae.plan.plan import compile_step
+from jaxsae.plan.setting import Setting, compile_step
 from jaxsae.plan.topology import CHIPS
 from jaxsae.recipes import Programs, topk
 from jaxsae.train import TrainConfig
@@ -131,7 +131,7 @@ def test_what_a_chip_too_small_would_need_is_what_a_larger_one_takes():
 
     def on(name):
         target = open_target(name)
-        return compile_step(recipe, make_mesh(1, 4, target.devices), 4096, "bfloat16", False)
+        return compile_step(Setting(recipe, make_mesh(1, 4, target.devices), 4096, "bfloat16"))
 
     small, large = on("v5e:2x2"), on("v5p:2x2x1")
     assert (small.fits, large.fits) == (False, True)
