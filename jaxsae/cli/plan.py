@@ -22,7 +22,7 @@ _VERDICTS = {True: "fits", False: "does not fit", None: "no limit known"}
 
 @dataclass(frozen=True)
 class Plan:
-    """Compile the training step of a configuration for a topology, and say what it needs.
+    """Compile the training step of a configuration, or of all runs of its sweep, for a topology, and say what it needs.
 
     No TPU is needed for a TPU topology, only libtpu.  Ends with status 1 where the step does not fit.
 

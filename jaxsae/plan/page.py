@@ -22,7 +22,8 @@ def page(plan: Plan, command: str = "") -> str:
 
 def _head(plan: Plan, command: str) -> Iterator[str]:
     m, recipe = plan.measured, plan.recipe
-    yield f"# {recipe.name}: {recipe.d_in:,} to {recipe.d_sae:,} latents on {plan.target}"
+    runs = f", {plan.runs} runs together," if plan.runs > 1 else ""
+    yield f"# {recipe.name}: {recipe.d_in:,} to {recipe.d_sae:,} latents{runs} on {plan.target}"
     yield ""
     if command:
         yield f"Made by `{command}`; nothing ran on a device.  "
@@ -30,7 +31,8 @@ def _head(plan: Plan, command: str) -> Iterator[str]:
     yield ""
     yield _verdict(plan)
     yield ""
-    yield f"Mesh {mesh_text(plan.mesh)}: {plan.reason}.  Batch of {plan.rows:,} rows, {plan.steps:,} steps."
+    read = f", which all {plan.runs} runs of the sweep read" if plan.runs > 1 else ""
+    yield f"Mesh {mesh_text(plan.mesh)}: {plan.reason}.  Batch of {plan.rows:,} rows{read}, {plan.steps:,} steps."
     yield ""
 
 
@@ -97,10 +99,11 @@ def _time(plan: Plan) -> Iterator[str]:
         return
     rows = [(p.name, p.work, p.resource, f"{1000 * p.seconds:.2f}") for p in plan.parts]
     yield from _table("Least time of a step's parts", ("part", "work per device", "bound by", "ms"), rows)
+    each, what = (f", each for all {plan.runs} runs", "sweep") if plan.runs > 1 else ("", "run")
     for name, seconds in (("at best, all resources at once", step[0]), ("one part after another", step[1])):
         hours = plan.steps * seconds / 3600
         yield (
-            f"- {name}: {1000 * seconds:.1f} ms a step, {plan.rows / seconds:,.0f} tokens/s; the run of "
+            f"- {name}: {1000 * seconds:.1f} ms a step, {plan.rows / seconds:,.0f} tokens/s{each}; the {what} of "
             f"{plan.steps * plan.rows:,} tokens takes {hours:.2f} h, {hours * plan.devices:.1f} chip-hours."
         )
     yield ""

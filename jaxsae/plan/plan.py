@@ -18,6 +18,7 @@ from jaxsae.plan.setting import Setting, compile_step, need_of
 from jaxsae.plan.topology import Target
 from jaxsae.recipes import Recipe
 from jaxsae.train import TrainConfig
+from jaxsae.train.run import method
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class Plan:
 
     Attributes:
         recipe: the method with everything filled in.
+        runs: of a sweep, which one program steps together; 1 where there is none.
         target: topology by name; `chip` with its rates.
         limit: bytes that programs may take on each device that is used; None where nothing tells.
         devices: how many are used.
         mesh: devices by axis; `reason` says why.
-        rows: of the global batch; `steps` of them in the run.
+        rows: of the global batch, which all runs read; `steps` of them in the run.
         measured: the compiled step.
         parts: least times by part; empty for unknown devices.
         advice: other settings that were compiled because this one does not fit.
@@ -38,6 +40,7 @@ class Plan:
     """
 
     recipe: Recipe
+    runs: int
     target: str
     chip: Any
     limit: float | None
@@ -64,6 +67,7 @@ class Plan:
             "recipe": self.recipe.name,
             "d_in": self.recipe.d_in,
             "d_sae": self.recipe.d_sae,
+            "runs": self.runs,
             "topology": self.target,
             "chip": dataclasses.asdict(self.chip),
             "limit": self.limit,
@@ -90,7 +94,7 @@ def plan(
     suggest: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """Compiles the training step of a configuration for a topology.
+    """Compiles the training step of a configuration, of a sweep that of all its runs, for a topology.
 
     Args:
         config: of the run; its recipe needs `d_in`, unless the cache is there to take it from.
@@ -110,16 +114,16 @@ def plan(
         >>> found.measured.fits, found.measured.parts["parameters"]
         (True, 8512)
     """
-    recipe, rows = config.method(_width(config)), config.train_batch_size_tokens
+    recipe, rows = method(config, _width(config)), config.train_batch_size_tokens
     chosen = parallel.choose_mesh(config.mesh, need_of(recipe, rows), target.devices, target.chip.memory or None)
     shape, limit = dict(chosen.mesh.shape), target.limit(chosen.mesh.size)
     setting = Setting(recipe, chosen.mesh, rows, dtype, config.mesh.zero, limit)
     measured = compile_step(setting)
     failed = measured.fits is False
-    parts = [] if failed else roofline(setting.method, rows, shape, measured, target.chip)
+    parts = [] if failed else roofline(setting.method, setting.runs, rows, shape, measured, target.chip)
     advice = advise(setting, target, compile_step, tell) if failed and suggest else ()
     return Plan(
-        setting.method, target.name, target.chip, limit, chosen.mesh.size, shape, chosen.reason, rows,
+        setting.method, setting.runs, target.name, target.chip, limit, chosen.mesh.size, shape, chosen.reason, rows,
         config.steps, measured, tuple(parts), advice, _versions(target),
     )  # fmt: skip
 

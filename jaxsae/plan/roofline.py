@@ -25,11 +25,12 @@ class Part:
     seconds: float
 
 
-def roofline(recipe: Recipe, rows: int, shape: dict[str, int], measured: Measured, chip: Chip) -> list[Part]:
+def roofline(recipe: Recipe, runs: int, rows: int, shape: dict[str, int], measured: Measured, chip: Chip) -> list[Part]:
     """Least times of the parts of a step on one device; empty for a device whose rates are unknown.
 
     Args:
         recipe: the method.
+        runs: of it that are stepped together.
         rows: of the global batch.
         shape: devices by mesh axis.
         measured: the compiled step.
@@ -38,7 +39,8 @@ def roofline(recipe: Recipe, rows: int, shape: dict[str, int], measured: Measure
     if not chip.flops:
         return []
     rows, latents = rows // shape.get("data", 1), recipe.d_sae // shape.get("latent", 1)
-    flops = 2.0 * rows * recipe.d_in * latents
+    runs = runs // shape.get("run", 1)  # on each device; what is counted of the compiled step has all of them
+    flops = 2.0 * runs * rows * recipe.d_in * latents
     state = sum(n for name, n in measured.parts.items() if name in ("parameters", "moments", "running mean"))
     parts = [
         Part("encoder product", f"{flops:.3g} flops", "matrix unit", flops / chip.flops),
@@ -46,11 +48,11 @@ def roofline(recipe: Recipe, rows: int, shape: dict[str, int], measured: Measure
     ]
     cap: Any = getattr(getattr(recipe.encoder, "selector", None), "cap", None)
     if cap:
-        pairs = rows * cap / shape.get("latent", 1)
+        pairs = runs * rows * cap / shape.get("latent", 1)
         moved = pairs * 4 * (2 * recipe.d_in + 2 * recipe.dictionary.d_out)
         parts.append(Part("rows of chosen latents", f"{moved / 1e9:.3g} GB", "memory", moved / chip.bandwidth))
         if measured.topk_calls:
-            cycles = TOPK_CYCLES * rows * latents / 1024 * cap
+            cycles = TOPK_CYCLES * runs * rows * latents / 1024 * cap
             parts.append(
                 Part("exact top-k by the compiler", f"{cycles:.3g} cycles", "vector unit", cycles / chip.clock)
             )

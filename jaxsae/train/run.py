@@ -81,7 +81,7 @@ def train(config: TrainConfig) -> TrainResult:
     cache = open_cache(config.cache)
     site = cache.site(config.hook_name)
     d_in = dict(cache.manifest.sites)[site]
-    recipe = _method(config, d_in)
+    recipe = method(config, d_in)
     mesh = _mesh(config, recipe)
     source = _source(cache, site, config, config.train_batch_size_tokens, "train", mesh)
     heldout, evaluate = _heldout(cache, site, config, mesh)
@@ -119,7 +119,7 @@ def train(config: TrainConfig) -> TrainResult:
     return TrainResult(sae, fitted.state, recipe, run_dir, fitted.metrics, summary)
 
 
-def _method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
+def method(config: TrainConfig, d_in: int) -> Recipe | Fleet:
     """The recipe of a configuration, or the fleet that its sweep describes."""
     if not config.sweep:
         return config.method(d_in)
