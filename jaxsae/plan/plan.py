@@ -105,6 +105,7 @@ def plan(
 
     Raises:
         ConfigError: the mesh does not match the devices, or sizes do not divide; the nearest are named.
+        DataError: a cache that is to tell the width of its rows cannot be read.
 
     Example:
         >>> from jaxsae.plan import open_target
@@ -143,7 +144,7 @@ def _width(config: TrainConfig) -> int:
     """Of the rows: as the configuration says, else of the cache's."""
     if config.recipe.d_in is not None:
         return config.recipe.d_in
-    if not pathlib.Path(config.cache).expanduser().is_dir():
+    if "://" not in config.cache and not pathlib.Path(config.cache).expanduser().is_dir():
         raise ConfigError(
             f"a plan needs the width of the rows: give recipe.d_in, or a cache (there is none in {config.cache!r})"
         )

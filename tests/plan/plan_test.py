@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from jaxsae.errors import ConfigError
+from jaxsae.data.manifest import Manifest
+from jaxsae.data.writer import Block, CacheWriter
+from jaxsae.errors import ConfigError, DataError
 from jaxsae.parallel import MeshConfig
 from jaxsae.plan import open_target, page, plan
 from jaxsae.plan.hlo import collectives
@@ -118,6 +121,23 @@ def test_no_width_is_refused():
     config = dataclasses.replace(CONFIG, recipe=topk.Config(d_sae=S, k=K))
     with pytest.raises(ConfigError, match=r"give recipe\.d_in"):
         planned(config)
+
+
+def test_the_width_is_taken_from_a_cache_behind_a_url():
+    """A folder of the name of a URL was looked for, and none was found."""
+    rows = np.ones((8, D), np.float32)
+    writer = CacheWriter("memory://plan/acts", Manifest(sites=(("x", D),), dtype="float32"))
+    writer.commit({"train": Block({"x": rows}, np.arange(8), np.arange(8))})
+    writer.finish()
+    config = dataclasses.replace(CONFIG, recipe=topk.Config(d_sae=S, k=K), cache="memory://plan/acts")
+    assert planned(config).recipe.d_in == D
+
+
+def test_what_is_wrong_with_a_cache_behind_a_url_is_told():
+    config = dataclasses.replace(CONFIG, recipe=topk.Config(d_sae=S, k=K), cache="memory://plan/nothing")
+    with pytest.raises(DataError, match="memory://plan/nothing"):
+        planned(config)
+    assert planned(dataclasses.replace(config, recipe=CONFIG.recipe)).recipe.d_in == D  # told: not looked for
 
 
 @pytest.mark.slow
