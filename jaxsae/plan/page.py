@@ -56,6 +56,10 @@ def _memory(plan: Plan) -> Iterator[str]:
         ("temporaries at the peak", gib(m.temporaries, 3)),
         ("peak", gib(m.peak, 3)),
     ])  # fmt: skip
+    one = " (of one run at a time)" if plan.runs > 1 else ""
+    size = gib(plan.exported, 3)
+    yield f"Host memory for the exported dictionary, in each process at the end of the run{one}: {size} GiB."
+    yield ""
     if m.why:
         yield f"The compiler said: {m.why}"
         yield ""

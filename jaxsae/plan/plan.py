@@ -14,7 +14,7 @@ from jaxsae.errors import ConfigError
 from jaxsae.plan.advise import Advice, advise
 from jaxsae.plan.measure import Measured
 from jaxsae.plan.roofline import Part, bounds, roofline
-from jaxsae.plan.setting import Setting, compile_step, need_of
+from jaxsae.plan.setting import Setting, compile_step, exported_bytes, need_of
 from jaxsae.plan.topology import Target
 from jaxsae.recipes import Recipe
 from jaxsae.train import TrainConfig
@@ -34,6 +34,7 @@ class Plan:
         mesh: devices by axis; `reason` says why.
         rows: of the global batch, which all runs read; `steps` of them in the run.
         measured: the compiled step.
+        exported: bytes of a run's dictionary, which `train` takes into each process's memory at the end.
         parts: least times by part; empty for unknown devices.
         advice: other settings that were compiled because this one does not fit.
         versions: of the programs that made it.
@@ -50,6 +51,7 @@ class Plan:
     rows: int
     steps: int
     measured: Measured
+    exported: int
     parts: tuple[Part, ...]
     advice: tuple[Advice, ...]
     versions: dict[str, str]
@@ -78,6 +80,7 @@ class Plan:
             "steps": self.steps,
             **measured,
             "temporaries": self.measured.temporaries,
+            "exported": self.exported,
             "received": {w: self.measured.received(w) for w in ("always", "branch", "loop")},
             "parts_of_step": [dataclasses.asdict(p) for p in self.parts],
             "step_seconds": None if step is None else {"overlapped": step[0], "in_turn": step[1]},
@@ -125,7 +128,7 @@ def plan(
     advice = advise(setting, target, compile_step, tell) if failed and suggest else ()
     return Plan(
         setting.method, setting.runs, target.name, target.chip, limit, chosen.mesh.size, shape, chosen.reason, rows,
-        config.steps, measured, tuple(parts), advice, _versions(target),
+        config.steps, measured, exported_bytes(setting), tuple(parts), advice, _versions(target),
     )  # fmt: skip
 
 

@@ -88,6 +88,15 @@ def state_bytes(setting: Setting) -> int:
     return setting.runs * _bytes(_state(setting.method, _batch(setting)))
 
 
+def exported_bytes(setting: Setting) -> int:
+    """Of one run's dictionary, which `train` takes into the memory of each process at the end."""
+    state = _state(setting.method, _batch(setting))
+    try:
+        return _bytes(jax.eval_shape(lambda state: setting.method.export(state).params, state))
+    except jax.errors.JAXTypeError:  # an export of somebody's own that looks at values: its leaves are the trained ones
+        return _bytes(state.params)
+
+
 def _as_on(platform: str, recipe: Recipe | Fleet) -> Recipe | Fleet:
     """A fleet that leaves open whether its runs take turns asks the platform it is traced on, which may be another."""
     if isinstance(recipe, Fleet) and recipe.together is None:

@@ -11,9 +11,9 @@ from jaxsae.parallel import MeshConfig, make_mesh
 from jaxsae.plan import Chip, Target, open_target, page, plan
 from jaxsae.plan.measure import Measured, demand, measure, peak_bytes
 from jaxsae.plan.page import gib
-from jaxsae.plan.setting import Setting, compile_step
+from jaxsae.plan.setting import Setting, compile_step, exported_bytes
 from jaxsae.plan.topology import CHIPS
-from jaxsae.recipes import Programs, topk
+from jaxsae.recipes import Programs, tied_l1, topk
 from jaxsae.train import TrainConfig
 
 D, S, B, K = 32, 1024, 64, 4
@@ -121,6 +121,24 @@ def test_a_demand_that_is_not_told_is_unknown_not_zero(local):
 
 def test_small_is_not_shown_as_nothing():
     assert (gib(2**20), gib(0), gib(2**20, 3), gib(15.75 * 2**30)) == ("<0.01", "0.00", "0.001", "15.75")
+
+
+@pytest.mark.parametrize("build", [topk, tied_l1], ids=["two matrices", "one matrix, exported as two"])
+def test_host_memory_is_that_of_the_dictionary_in_float32(build):
+    recipe = build(D, S, K) if build is topk else build(D, S)
+    setting = Setting(recipe, make_mesh(1, 1, jax.devices()[:1]), B, "bfloat16")
+    state = recipe.init(jax.random.key(0), {"x": jax.numpy.ones((B, D))})
+    leaves = jax.tree.leaves(recipe.export(state).params)
+    assert exported_bytes(setting) == sum(a.nbytes for a in leaves)
+    assert exported_bytes(setting) == pytest.approx(4 * 2 * D * S, rel=0.05)
+
+
+def test_the_page_tells_the_host_memory(local):
+    found = plan(CONFIG, local, suggest=False)
+    size = 4 * (2 * D * S + S + D) + 4  # and k
+    assert found.exported == found.to_json()["exported"] == size
+    line = "Host memory for the exported dictionary, in each process at the end of the run: 512.000 GiB."
+    assert line in page(dataclasses.replace(found, exported=512 * 2**30))
 
 
 @pytest.mark.slow

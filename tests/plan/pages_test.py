@@ -6,6 +6,10 @@ import pathlib
 import pytest
 
 from jaxsae.config import read_file
+from jaxsae.plan import open_target, plan
+from jaxsae.plan.page import gib
+from jaxsae.recipes import topk
+from jaxsae.train import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLANS = sorted((ROOT / "docs" / "plans").glob("*.json"))
@@ -31,6 +35,21 @@ def test_weights_and_moments_are_those_of_both_matrices(path):
     assert plan["parts"]["moments"] == pytest.approx(moments, rel=1e-3)
     assert plan["fits"]
     assert plan["peak"] > matrices + moments
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda p: p.stem)
+def test_page_and_data_tell_the_host_memory_of_both_matrices(path):
+    plan, text = json.loads(path.read_text()), path.with_suffix(".md").read_text()
+    assert plan["exported"] == pytest.approx(2 * 4 * plan["d_in"] * plan["d_sae"], rel=1e-3)
+    assert f"in each process at the end of the run: {gib(plan['exported'], 3)} GiB." in text
+    assert f"**fits**: {gib(plan['peak'])} of {gib(plan['limit'])} GiB at the peak" in text
+
+
+def test_the_committed_plans_have_the_fields_of_a_plan_of_today():
+    config = TrainConfig(topk.Config(d_in=8, d_sae=32, k=2), cache="none", train_batch_size_tokens=16)
+    today = plan(config, open_target("local")).to_json()
+    for path in PLANS:
+        assert json.loads(path.read_text()).keys() == today.keys(), path.name
 
 
 @pytest.mark.parametrize(("name", "most"), [("topk_16m", 8), ("topk_16m_bf16_moments", 6)])

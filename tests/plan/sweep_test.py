@@ -73,6 +73,7 @@ def test_page_and_data_show_the_number_of_runs(one, all_runs):
     assert re.search(r"\| always, 4 times \|", text)
     assert (data["runs"], one.to_json()["runs"]) == (RUNS, 1)
     assert "runs together" not in page(one)
+    assert all_runs.exported == one.exported  # one run after another is exported
 
 
 def test_the_largest_k_of_a_sweep_is_that_of_the_program():
