@@ -58,7 +58,10 @@ def _memory(plan: Plan) -> Iterator[str]:
     ])  # fmt: skip
     one = " (of one run at a time)" if plan.runs > 1 else ""
     size = gib(plan.exported, 3)
-    yield f"Host memory for the exported dictionary, in each process at the end of the run{one}: {size} GiB."
+    yield (
+        f"Host memory for the exported dictionary, in each process at the end of the run{one}: {size} GiB; where a "
+        "machine has less, it stays in the checkpoint."
+    )
     yield ""
     if m.why:
         yield f"The compiler said: {m.why}"
