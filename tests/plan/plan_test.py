@@ -3,21 +3,30 @@
 import dataclasses
 import importlib.util
 import json
+import math
+import pathlib
+import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from jaxsae.config import from_dict, read_file
 from jaxsae.data.manifest import Manifest
 from jaxsae.data.writer import Block, CacheWriter
 from jaxsae.errors import ConfigError, DataError
-from jaxsae.parallel import MeshConfig
+from jaxsae.kernels._dispatch import compiling_for
+from jaxsae.kernels.sharded.encode_topk import TILE_BYTES
+from jaxsae.parallel import MeshConfig, make_mesh
 from jaxsae.plan import open_target, page, plan
 from jaxsae.plan.hlo import collectives
-from jaxsae.recipes import topk
+from jaxsae.plan.measure import compile_and_read
+from jaxsae.recipes import Programs, topk
 from jaxsae.train import TrainConfig
 
+ROOT = pathlib.Path(__file__).parents[2]
 D, S, B, K = 32, 1024, 64, 4
 CONFIG = TrainConfig(
     topk.Config(d_in=D, d_sae=S, k=K), cache="none", train_batch_size_tokens=B, mesh=MeshConfig(data=2, latent=4)
@@ -151,6 +160,29 @@ def test_compiles_for_a_tpu_and_advises_when_it_does_not_fit():
     assert found.advice
     assert found.advice[0].change == "mesh data 1 x latent 4"
     assert all(a.peak > 0 for a in found.advice)
+
+
+@pytest.mark.slow
+def test_sixteen_million_latents_never_hold_all_pre_activations():
+    """Of what has a row's or a tile's numbers for every latent of a device, nothing is larger than one tile.
+
+    The batch is of 8,192 rows, which no weight's side is; fusions count as well, though they need no buffer.
+    """
+    pytest.importorskip("libtpu")
+    config = from_dict(read_file(ROOT / "configs" / "topk_16m.yaml"), TrainConfig)
+    recipe, mesh = config.method(), make_mesh(1, 256, open_target("v5e:16x16").devices)
+    width, latents = recipe.d_in, recipe.d_sae // 256
+    batch = {"x": jax.ShapeDtypeStruct((2 * width, width), "bfloat16")}
+    with compiling_for("tpu", mesh.devices.flat[0].device_kind):
+        lowered = Programs(recipe, mesh, batch).lower(batch)
+    shapes = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", compile_and_read(lowered, "tpu")[1])
+    sides = {tuple(map(int, s.split(","))) for s in shapes}
+    spread = {s for s in sides if latents in s and math.prod(s) > latents}
+    weights = {(width, latents), (latents, width)}
+    assert weights <= spread  # so that the text was read
+    tile = max(math.prod(s) for s in spread - weights)
+    assert 8 * latents < tile <= TILE_BYTES // 4
+    assert not [s for s in sides if math.prod(s) > max(math.prod(w) for w in weights)]
 
 
 def test_the_command_ends_with_a_sentence_and_a_status(tmp_path):
