@@ -99,10 +99,10 @@ def _jax_version() -> tuple[int, ...]:
 
 
 def _memory_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
+    from jaxsae import parallel
+
+    found = parallel.machine_bytes()
+    return None if found is None else round(found / 1e9, 1)
 
 
 def _files() -> dict[str, Any]:

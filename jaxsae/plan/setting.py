@@ -79,8 +79,8 @@ def need_of(recipe: Recipe | Fleet, rows: int) -> Need:
 
 def compile_step(setting: Setting) -> Measured:
     """The step of `jaxsae.recipes.Programs`, which `fit` runs, compiled and measured."""
-    recipe, batch = _as_on(setting.mesh.devices.flat[0].platform, setting.recipe), _batch(setting)
-    return measure(Programs(recipe, setting.mesh, batch, zero=setting.zero), batch, setting.limit)
+    batch = _batch(setting)
+    return measure(Programs(setting.recipe, setting.mesh, batch, zero=setting.zero), batch, setting.limit)
 
 
 def state_bytes(setting: Setting) -> int:
@@ -95,13 +95,6 @@ def exported_bytes(setting: Setting) -> int:
         return _bytes(jax.eval_shape(lambda state: setting.method.export(state).params, state))
     except jax.errors.JAXTypeError:  # an export of somebody's own that looks at values: its leaves are the trained ones
         return _bytes(state.params)
-
-
-def _as_on(platform: str, recipe: Recipe | Fleet) -> Recipe | Fleet:
-    """A fleet that leaves open whether its runs take turns asks the platform it is traced on, which may be another."""
-    if isinstance(recipe, Fleet) and recipe.together is None:
-        return dataclasses.replace(recipe, together="scan" if platform == "cpu" else "vmap")
-    return recipe
 
 
 def _batch(setting: Setting) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxsae.errors import ConfigError, closest
-from jaxsae.parallel import memory_of
+from jaxsae.parallel import machine_bytes, memory_of
 from jaxsae.plan.shapes import check_shape
 from jaxsae.train import trace
 
@@ -90,7 +90,8 @@ def open_target(name: str) -> Target:
     if name == "local":
         devices = jax.devices()
         platform, own = devices[0].platform, float(memory_of(devices[0]) or 0)
-        return Target(name, devices, Chip(platform, own), _memory_of_the_machine() if platform == "cpu" else 0.0)
+        shared = float(machine_bytes() or 0) if platform == "cpu" else 0.0
+        return Target(name, devices, Chip(platform, own), shared)
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
         hint = closest(kind, CHIPS) if kind not in CHIPS else ""
@@ -107,14 +108,6 @@ def open_target(name: str) -> Target:
         why = " ".join(str(e).split())[:160]
         raise ConfigError(f"libtpu did not open {name!r} ({why}); a newer libtpu may") from e
     return Target(name, found, CHIPS[kind])
-
-
-def _memory_of_the_machine() -> float:
-    """Bytes of its RAM; 0 where the system does not tell."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return 0.0
 
 
 def tpu_devices(name: str) -> Sequence[Any]:

@@ -21,6 +21,7 @@ from jaxsae import parallel
 from jaxsae.config import register
 from jaxsae.errors import ConfigError, closest
 from jaxsae.kernels._control import either_in_place
+from jaxsae.kernels._dispatch import device
 from jaxsae.recipes import Recipe, State, letters
 from jaxsae.typing import Batch, Params, PyTree
 
@@ -278,7 +279,7 @@ def _stepless(states: State) -> State:
 
 
 def _best() -> str:
-    return "scan" if jax.default_backend() == "cpu" else "vmap"
+    return "scan" if device()[0] == "cpu" else "vmap"
 
 
 def _dtype(default: Any) -> Any:

@@ -57,6 +57,7 @@ def export_members(
             run["sae"] = f"{run_dir}/{run_dir.member_name(i)}/sae"
         parallel.on_first("member", partial(_write, run_dir.member(i), sae, run))
         runs.append(run)
+        del sae  # one at a time
     if np.isnan(losses).all():
         raise Diverged("every run of the sweep has diverged, so that there is no dictionary; lower the learning rates")
     best = int(np.nanargmin(losses))

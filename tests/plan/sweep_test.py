@@ -4,16 +4,15 @@ import dataclasses
 import json
 import re
 
-import jax
 import pytest
 
 from jaxsae.cli.plan import Plan as Command
 from jaxsae.errors import ConfigError
+from jaxsae.kernels._dispatch import compiling_for
 from jaxsae.parallel import MeshConfig
 from jaxsae.plan import open_target, page, plan
 from jaxsae.plan.measure import Measured
 from jaxsae.plan.roofline import roofline
-from jaxsae.plan.setting import _as_on
 from jaxsae.plan.topology import CHIPS
 from jaxsae.recipes import topk
 from jaxsae.train import Fleet, Member, TrainConfig
@@ -123,8 +122,7 @@ def test_least_times_are_of_all_runs_of_a_device():
 
 def test_turns_are_taken_as_on_the_platform_that_will_train():
     fleet = Fleet(topk(D, S, 4), (Member(0), Member(1)))
-    assert [_as_on(p, fleet).together for p in ("cpu", "tpu", "gpu")] == ["scan", "vmap", "vmap"]
-    assert _as_on(jax.default_backend(), fleet)._in_turn() == fleet._in_turn()
-    chosen = dataclasses.replace(fleet, together="scan")
-    assert _as_on("tpu", chosen) is chosen
-    assert _as_on("tpu", fleet.recipe) is fleet.recipe
+    for kind, platform, in_turn in [("cpu", "cpu", True), ("TPU v5 lite", "tpu", False), ("NVIDIA H100", "gpu", False)]:
+        with compiling_for(platform, kind):
+            assert fleet._in_turn() is in_turn
+            assert dataclasses.replace(fleet, together="scan")._in_turn()
