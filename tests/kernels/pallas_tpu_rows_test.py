@@ -3,16 +3,22 @@
 Interpreted memory starts as NaN, so a result that read what no copy filled could not be right.
 """
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxsae import kernels
 from jaxsae.errors import ConfigError
 from jaxsae.kernels._dispatch import compiling_for
+from jaxsae.kernels.decode_residual_sddmm import api as residual_api
 from jaxsae.kernels.sparse_adam import reference as adam_reference
 from jaxsae.kernels.sparse_adam import xla as adam_xla
+from jaxsae.kernels.sparse_decode import api as decode_api
 from jaxsae.kernels.sparse_decode import reference as decode_reference
 from jaxsae.kernels.sparse_grad import reference as grad_reference
 
@@ -27,6 +33,7 @@ if jax.__version_info__ >= (0, 10):
     from jaxsae.kernels.sparse_grad import pallas_tpu as grad
 
     INTERPRET = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+    FAST = pltpu.InterpretParams(uninitialized_memory="nan")
 
 
 def no_race():
@@ -103,6 +110,99 @@ def test_tilings_respect_the_memories():
             assert sum(w for _, w in t.chunks) == words
 
 
+LOSSES = {
+    "sse": lambda sse, e: jnp.sum(jnp.arange(1.0, 1.0 + len(sse)) * sse),
+    "residual": lambda sse, e: jnp.sum(jnp.sin(e)),
+    "both": lambda sse, e: jnp.sum(sse) + jnp.sum(jnp.abs(e) ** 1.5),
+}
+# The second list goes the way of XLA, which rounds the codes of long lists to bf16; those here are short.
+ASSEMBLED = [(2, 3, 9, 100, jnp.float32), pytest.param(3, 3, 200, 300, jnp.bfloat16, marks=slow)]
+
+
+@pytest.mark.usefixtures("tpu_interpreter")
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("batch", "k", "size", "width", "dtype"), ASSEMBLED)
+def test_the_residual_as_it_is_assembled_has_the_gradients_of_the_reference(batch, k, size, width, dtype, loss, second):
+    """The op that `implementation="pallas_tpu"` picks, its backward pass included, on kernels in the interpreter."""
+    values, indices, W, e0 = inputs(batch, k, size, width, dtype)
+    live = jnp.array(True)
+
+    def run(op):
+        def f(values, W, e0, others):
+            sse, e, rows = op(values, indices, W, e0, (others, indices[:, ::-1], live) if second else None)
+            return LOSSES[loss](sse, e) + (jnp.sum(rows**2) if second else 0.0), e
+
+        return jax.jit(jax.value_and_grad(f, (0, 1, 2, 3), has_aux=True))(values, W, e0, 2 * values)
+
+    found, expected = (
+        run(residual_api.IMPLEMENTATIONS["pallas_tpu"].run),
+        run(residual_api.IMPLEMENTATIONS["reference"]),
+    )
+    for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        # In bf16 the reference adds repeated rows after rounding each, a kernel before: two roundings apart.
+        tolerance = 1e-5 if a.dtype == jnp.float32 else 2e-2
+        a, e = (np.asarray(x, np.float32) for x in (a, e))
+        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance * np.abs(e).max())
+
+
+@pytest.mark.usefixtures("tpu_interpreter")
+@pytest.mark.parametrize("live", [None, True, False])
+def test_the_decoding_as_it_is_assembled_has_the_gradients_of_the_reference(live):
+    values, indices, W, g = inputs(2, 3, 9, 100)
+    flag = None if live is None else jnp.array(live)
+
+    def run(op):
+        y, back = jax.vjp(lambda v, W: op(v, indices, W, flag), values, W)
+        return y, *back(g)
+
+    found, expected = run(decode_api.IMPLEMENTATIONS["pallas_tpu"].run), run(decode_api.IMPLEMENTATIONS["reference"])
+    for a, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * float(jnp.abs(e).max()))
+
+
+def check_drawn(batch, k, size, width, seed):
+    """Whole numbers, so that sums are exact in any order: equal to numpy to the last bit."""
+    rng = np.random.default_rng(seed)
+    whole = lambda *shape: rng.integers(-4, 5, shape).astype(np.float64)  # noqa: E731
+    values, W, rows, indices = (
+        whole(batch, k),
+        whole(size, width),
+        whole(batch, width),
+        rng.integers(0, size, (batch, k)),
+    )
+    v, w, r = (jnp.asarray(a, jnp.float32) for a in (values, W, rows))
+    i = jnp.asarray(indices, jnp.int32)
+    e, p = decode.decode_and_dots(v, i, w, r, interpret=FAST)
+    residual = rows - np.einsum("bk,bke->be", values, W[indices])
+    np.testing.assert_array_equal(e, residual)
+    np.testing.assert_array_equal(p, np.einsum("be,bke->bk", residual, W[indices]))
+    np.testing.assert_array_equal(decode.dots(r, i, w, interpret=FAST), np.einsum("be,bke->bk", rows, W[indices]))
+    dW, sums = grad.sparse_grad(v, i, r, size, interpret=FAST)
+    expected, counts = np.zeros((size, width)), np.zeros(size)
+    np.add.at(expected, indices, values[:, :, None] * rows[:, None])
+    np.add.at(counts, indices, values)
+    np.testing.assert_array_equal(dW, expected)
+    np.testing.assert_array_equal(sums, counts)
+
+
+DRAWN = given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 20), st.integers(1, 140), st.integers(0, 10**6))
+
+
+@settings(max_examples=3, deadline=None)
+@DRAWN
+def test_drawn_shapes(batch, k, size, width, seed):
+    check_drawn(batch, k, size, width, seed)
+
+
+@slow
+@settings(max_examples=25, deadline=None)
+@DRAWN
+def test_many_drawn_shapes(batch, k, size, width, seed):
+    check_drawn(batch, k, size, width, seed)
+
+
 GRADS = [
     (4, 3, 40, 100, jnp.float32, False, None),
     (7, 7, 8, 130, jnp.float32, False, 2),  # two latents own all pairs: more blocks than are prefetched
@@ -145,6 +245,23 @@ def test_the_fused_step_equals_adam(transposed, size):
     values, indices, W, rows = inputs(4, 5, size, 200)
     mu, nu = 0.1 * W[::-1], W**2
     tables = [t.T if transposed else t for t in (W, mu, nu)]
+    rest = (values, indices, rows, jnp.float32(0.01), jnp.int32(3), 0.9, 0.999, 1e-8, transposed)
+    found = adam.sparse_adam(*tables, *rest, interpret=INTERPRET)
+    for a, e in zip(found, adam_reference.sparse_adam(*tables, *rest), strict=True):
+        close(a, e)
+
+
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize(
+    ("transposed", "size", "width"), [(False, 13, 100), (True, 21, 70), pytest.param(False, 150, 1100, marks=slow)]
+)
+def test_the_fused_step_at_sizes_that_fill_no_tile(transposed, size, width, monkeypatch):
+    """With tables of their own for the results, as the interpreter cannot pad what is updated in place."""
+    call = adam.pl.pallas_call
+    apart = lambda *args, input_output_aliases, **kwargs: call(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(adam, "pl", types.SimpleNamespace(**{**vars(adam.pl), "pallas_call": apart}))
+    values, indices, W, rows = inputs(4, 5, size, width)
+    tables = [t.T if transposed else t for t in (W, 0.1 * W[::-1], W**2)]
     rest = (values, indices, rows, jnp.float32(0.01), jnp.int32(3), 0.9, 0.999, 1e-8, transposed)
     found = adam.sparse_adam(*tables, *rest, interpret=INTERPRET)
     for a, e in zip(found, adam_reference.sparse_adam(*tables, *rest), strict=True):

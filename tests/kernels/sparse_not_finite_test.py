@@ -5,7 +5,6 @@ ones, so that sums are exact in any order.
 """
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 from jaxsae import kernels, parallel
-from jaxsae.kernels import _tpu
 from jaxsae.kernels.decode_residual_sddmm import api as residual_api
 from jaxsae.kernels.sparse_adam import api as adam_api
 from jaxsae.kernels.sparse_decode import api as decode_api
@@ -87,22 +85,6 @@ def summed(values, indices, rows, size):
     return dW
 
 
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """The TPU kernels run in the interpreter, whose memory starts as NaN; the ops around them are as they are."""
-    real = _tpu.module
-
-    def module(op, name="pallas_tpu"):
-        from jax.experimental.pallas import tpu as pltpu
-
-        run = functools.partial(functools.partial, interpret=pltpu.InterpretParams(uninitialized_memory="nan"))
-        names = ("decode", "dots", "decode_and_dots", "sparse_grad", "sparse_adam")
-        there = real(op, name)
-        return types.SimpleNamespace(**{n: run(getattr(there, n)) for n in names if hasattr(there, n)})
-
-    monkeypatch.setattr(_tpu, "module", module)
-
-
 def function(api, name):
     found = api.IMPLEMENTATIONS[name]
     return getattr(found, "run", found)
@@ -146,6 +128,7 @@ def test_the_lists_are_what_their_names_say():
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("name", "lists"), WAYS)
+@pytest.mark.usefixtures("tpu_interpreter")
 class TestEveryWay:
     """Each op in each implementation that can run or be interpreted here."""
 
