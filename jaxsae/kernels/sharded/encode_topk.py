@@ -50,9 +50,8 @@ def _forward(run: Any, split: Split, k: int, k_aux: int, signed: bool, *operands
 
         def merge_dead(aux_values, aux, there):
             rank = jnp.where(there, score(aux_values, aux), -jnp.inf)
-            parts = aux_values, jnp.where(there, aux + first, 0), there.astype(jnp.int32)
-            aux_values, aux, there = merge(rank, parts, k_aux, split.latent)
-            return aux_values, aux, there > 0
+            aux_values, aux = merge(rank, (aux_values, jnp.where(there, aux + first, -1)), k_aux, split.latent)
+            return aux_values, jnp.maximum(aux, 0), aux >= 0  # so that no third array travels
 
         # Whether any latent is dead is the same question on every device, so all of them take the same branch.
         some = split.sum_latents(jnp.any(dead).astype(jnp.int32)) > 0
