@@ -149,7 +149,8 @@ def config(cache, output, **other) -> TrainConfig:
     )
 
 
-def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path, capsys):
+def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # paths in the table stay whole
     result = train(config(cache, tmp_path / "run", sweep=("lr=1e-3,1e30", "k=2,8")))
     summary = json.loads((tmp_path / "run" / "train.json").read_text())
     assert [r["name"] for r in summary["runs"]][:2] == ["k=2,lr=0.001,seed=0", "k=8,lr=0.001,seed=0"]
