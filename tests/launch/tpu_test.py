@@ -177,7 +177,7 @@ def test_delete_at_end_after_a_stop_or_while_the_request_waits(cloud):
     wait_for(lambda: cloud.verbs()[-2:] == ["queued-resources create", "queued-resources describe"])
     time.sleep(0.3)
     launcher.send_signal(signal.SIGTERM)
-    launcher.communicate(timeout=10)
+    launcher.communicate(timeout=60)
     assert cloud.verbs()[-1] == "queued-resources delete"
 
 
@@ -368,7 +368,7 @@ def test_a_lost_terminal_leaves_the_program_running(cloud):
     launcher = cloud.start("tpu.sh", "run", *SLICE, *TRAIN)
     wait_for(lambda: cloud.starts("w0") and cloud.shows_log())
     launcher.send_signal(signal.SIGHUP)
-    launcher.communicate(timeout=10)
+    launcher.communicate(timeout=60)
     assert launcher.returncode == 129
     assert "worker w0: running" in cloud.run("tpu.sh", "status", *BASE).stdout
 
@@ -379,7 +379,7 @@ def test_a_signal_while_it_waits_ends_at_once_and_names_the_request(cloud):
     wait_for(lambda: cloud.verbs().count("queued-resources describe") == 2)
     time.sleep(0.3)
     launcher.send_signal(signal.SIGTERM)
-    _, errors = launcher.communicate(timeout=10)
+    _, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 143
     assert errors.rstrip().endswith(DELETE)
 
