@@ -123,13 +123,13 @@ def dense_outer_sum(
     finite = jnp.isfinite(rows).all(axis=1)
 
     def add(total, part):
-        values, indices, rows = part
+        values, indices, rows, finite = part
+        values, rows = (jnp.where(finite[:, None], a, 0) for a in (values, rows))  # here: no copy of all of them
         dense = scatter(values, indices, size)
         new = total[0] + jnp.dot(dense.T, rows.astype(dense.dtype)), total[1] + dense.sum(0)
         return jax.tree.map(lambda a, old: a.astype(old.dtype), new, total), None
 
-    kept = jnp.where(finite[:, None], values, 0), indices, jnp.where(finite[:, None], rows, 0)
-    found = jax.lax.scan(add, start, _split(kept, size))[0]
+    found = jax.lax.scan(add, start, _split((values, indices, rows, finite), size))[0]
     others = jnp.nonzero(~finite, size=len(rows), fill_value=0)[0]
 
     def add_row(i, found):
