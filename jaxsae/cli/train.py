@@ -72,5 +72,6 @@ def _runs_table(runs: list[dict[str, Any]]) -> Any:
     table = Table("run", *names, "dictionary", title="runs of the sweep")
     for run in runs:
         numbers = [f"{run[n]:.4g}" if n in run else "-" for n in names]
-        table.add_row(run["name"], *numbers, run["sae"] if "sae" in run else f"diverged at step {run['stopped']}")
+        left = f"diverged at step {run['stopped']}" if "stopped" in run else run.get("sae") or run["left_out"]
+        table.add_row(run["name"], *numbers, left)
     return table

@@ -22,7 +22,7 @@ def by_rows(f: Callable, x: jax.Array, row_bytes: int, limit: int) -> tuple[jax.
     rows = len(x)
     each = max(1, min(rows, limit // row_bytes))
     tiles = -(-rows // each)
-    if tiles == 1:
+    if tiles <= 1:  # none for a batch without rows
         return f(x)
     each = -(-rows // tiles)  # as even as can be; the last tile is filled up with zeros
     filled = jnp.pad(x, ((0, tiles * each - rows), (0, 0)))

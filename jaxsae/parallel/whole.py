@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxsae.parallel.processes import index
 from jaxsae.typing import PyTree
 
 #: Bytes that are whole on every device at a time.
@@ -35,32 +36,40 @@ def machine_bytes() -> int | None:
     return min(found)
 
 
-def to_host(tree: PyTree) -> PyTree:
+def to_host(tree: PyTree, first_only: bool = False) -> PyTree:
     """The tree with every array that this process holds only a part of in place of numpy's own, whole.
 
     Pieces of at most `PIECE` bytes become whole on the devices one after another, so that an array larger than a
     device's memory passes through.  Arrays that are here already stay as they are.  All processes have to call it.
 
+    Args:
+        tree: arrays.
+        first_only: only process 0 takes them into its memory; on the others they stay spread.
+
     Example:
         >>> to_host({"w": np.ones(2)})["w"].shape
         (2,)
     """
-    return jax.tree.map(_one, tree)
+    keep = not first_only or index() == 0
+    return jax.tree.map(lambda x: _one(x, keep), tree)
 
 
-def _one(x: Any) -> Any:
+def _one(x: Any, keep: bool) -> Any:
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
         return x
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jax.random.wrap_key_data(_one(jax.random.key_data(x), keep), impl=jax.random.key_impl(x))
     if x.is_fully_replicated:
-        return np.asarray(x.addressable_data(0))
-    return in_pieces(x)
+        return np.asarray(x.addressable_data(0)) if keep else x
+    return in_pieces(x, keep)
 
 
-def in_pieces(x: jax.Array) -> np.ndarray:
-    """A spread array as a host array, at most `PIECE` bytes of it whole on the devices at a time."""
-    out = np.empty(x.shape, x.dtype)
+def in_pieces(x: jax.Array, keep: bool = True) -> np.ndarray | jax.Array:
+    """A spread array as a host array, at most `PIECE` bytes of it whole on the devices at a time.
+
+    All processes have to take part, also those that do not `keep` it.
+    """
+    out = np.empty(x.shape if keep else (), x.dtype)
     axis, rows = _cut(x)
     piece = jax.jit(
         lambda a, at: jax.lax.dynamic_slice_in_dim(a, at, rows, axis),
@@ -69,8 +78,10 @@ def in_pieces(x: jax.Array) -> np.ndarray:
     for start in range(0, x.shape[axis], rows):
         at = min(start, x.shape[axis] - rows)  # the last piece overlaps the one before
         here = (slice(None),) * axis + (slice(at, at + rows),)
-        out[here] = np.asarray(piece(x, at).addressable_data(0))
-    return out
+        whole = piece(x, at)
+        if keep:
+            out[here] = np.asarray(whole.addressable_data(0))
+    return out if keep else x
 
 
 def _cut(x: jax.Array) -> tuple[int, int]:

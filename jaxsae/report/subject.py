@@ -111,7 +111,7 @@ def _open(
     if not run.path.exists():
         raise CheckpointError(f"there is no run and no dictionary at {str(run.path)!r}; check the path")
     is_run = run.config.exists()
-    left_out = is_run and not run.sae.exists() and _left_out(run)
+    left_out = _left_out(run) if is_run else None
     if is_run and not run.sae.exists() and not left_out:
         raise CheckpointError(
             f"the run {str(run.path)!r} has no dictionary yet (no sae/); let `jaxsae train` finish it"
@@ -126,7 +126,10 @@ def _open(
     else:
         on = _host(host, opened, mesh, dtype)
     there = on[1].mesh if on[1] else None
-    sae = export(place, mesh=there) if left_out else load(run.sae if is_run else run.path, mesh=there)
+    if left_out:
+        sae = export(place, member=left_out.get("best"), mesh=there)
+    else:
+        sae = load(run.sae if is_run else run.path, mesh=there)
     return Subject(
         name=run.path.name,
         sae=sae,
@@ -141,12 +144,13 @@ def _open(
     )
 
 
-def _left_out(run: RunDir) -> bool:
-    """Whether a finished run left its dictionary in the checkpoint, for want of memory to write it."""
+def _left_out(run: RunDir) -> dict[str, Any] | None:
+    """The summary of a run that left its dictionary in the checkpoint, for want of memory to write it; else None."""
     try:
-        return bool(json.loads(run.summary.read_text(encoding="utf-8")).get("left_out"))
-    except (OSError, ValueError, AttributeError):
-        return False
+        found = json.loads(run.summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("left_out") else None
 
 
 def _cache_of(config: dict[str, Any], run: RunDir) -> str | None:

@@ -55,7 +55,8 @@ def export(
         if (member is not None) if not runs else (member is None or not 0 <= member < runs):
             wanted = f"a member from 0 to {runs - 1} of the sweep" if runs else "no member, it is a single run"
             raise ConfigError(f"{str(folder)!r}: expected {wanted}, found {member}")
-        sample: Any = {"x": jax.ShapeDtypeStruct((2, recipe.d_in), jnp.float32)}
+        rows = 2 if mesh is None else 2 * mesh.shape["data"]
+        sample: Any = {"x": jax.ShapeDtypeStruct((rows, recipe.d_in), jnp.float32)}
         restored = kept.restore(Programs(recipe, mesh, sample).abstract, step)
     if restored is None:
         raise CheckpointError(f"{str(folder)!r} has no sound checkpoint to export")

@@ -17,6 +17,7 @@ from jaxsae.recipes import State
 from jaxsae.sae import SAE, Meta
 from jaxsae.train.fleet import HEALTH, Fleet
 from jaxsae.train.loop import Fitted
+from jaxsae.train.room import too_large
 from jaxsae.train.run_dir import RunDir, make_folder_of, write_atomic
 from jaxsae.train.stop import Diverged
 
@@ -49,22 +50,29 @@ def export_members(
     for i, member in enumerate(fleet.members):
         run: dict[str, Any] = {"name": member.name, "seed": member.seed, **dict(member.values)}
         sae = _export(fleet, fitted.state, i, meta) if bool(health["alive"][i]) else None
+        left_out = "" if sae is None else too_large(sae, run_dir)
         if sae is None:  # also one that its very last step spoiled
             run["stopped"] = int(health["stopped"][i]) if not health["alive"][i] else fitted.step
         else:
             losses[i] = last["loss"][i]
             run |= {name: values[i] for name, values in last.items() if name != "alive"}
-            run["sae"] = f"{run_dir}/{run_dir.member_name(i)}/sae"
-        parallel.on_first("member", partial(_write, run_dir.member(i), sae, run))
+            run |= {"left_out": left_out} if left_out else {"sae": f"{run_dir}/{run_dir.member_name(i)}/sae"}
+        whole = None if sae is None or left_out else _here(sae)
+        parallel.on_first("member", partial(_write, run_dir.member(i), whole, run))
         runs.append(run)
-        del sae  # one at a time
+        del sae, whole  # one at a time
     if np.isnan(losses).all():
         raise Diverged("every run of the sweep has diverged, so that there is no dictionary; lower the learning rates")
     best = int(np.nanargmin(losses))
     chosen = _export(fleet, fitted.state, best, meta)
     assert chosen is not None  # it was exported above
+    summary = {**{k: v for k, v in summary.items() if k != "train"}, "runs": runs, "best": best}
+    if "left_out" in runs[best]:
+        parallel.on_first("dictionary", run_dir.set_dictionary_aside)
+        return {**summary, "sae": None, "left_out": runs[best]["left_out"]}, chosen
+    chosen = _here(chosen)
     parallel.on_first("dictionary", lambda: save(chosen, run_dir.sae))
-    return {**{k: v for k, v in summary.items() if k != "train"}, "runs": runs, "best": best}, chosen
+    return summary, chosen
 
 
 def _write(folder: RunDir, sae: SAE | None, run: dict[str, Any]) -> None:
@@ -74,16 +82,22 @@ def _write(folder: RunDir, sae: SAE | None, run: dict[str, Any]) -> None:
     write_atomic(folder.summary, json.dumps(run, indent=1) + "\n")
 
 
+def _here(sae: SAE) -> SAE:
+    """The dictionary in process 0's memory; all processes have to call this."""
+    return replace(sae, params=parallel.to_host(sae.params, first_only=True))
+
+
 def _export(fleet: Fleet, states: State, index: int, meta: Meta) -> SAE | None:
-    """The dictionary of one run; None if it is not finite."""
-    state = _alone(fleet, states, index)
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(state.params)):
-        return None
-    return fleet.recipe.export(state, meta=meta.with_extra(run=fleet.members[index].name))
+    """The dictionary of one run, where that lies; None if it is not finite."""
+    with parallel.use(parallel.mesh_of(states.params)):
+        state = _alone(fleet, states, index)
+        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state.params)):
+            return None
+        return fleet.recipe.export(state, meta=meta.with_extra(run=fleet.members[index].name))
 
 
 def _alone(fleet: Fleet, states: State, index: int) -> State:
-    """What a dictionary needs of one run; where several processes share the sweep, in each one's memory."""
+    """What a dictionary needs of one run; on a mesh spread as a single run would be."""
     nothing: Any = None
     states = replace(states, opt=(), key=nothing, track={n: v for n, v in states.track.items() if n != HEALTH})
     mesh = parallel.mesh_of(states.params)
@@ -102,5 +116,4 @@ def _alone(fleet: Fleet, states: State, index: int) -> State:
     specs = jax.tree.map(lambda a: a.sharding.spec, states)
     placed = jax.tree.map(lambda a: NamedSharding(mesh, P(*a.sharding.spec[1:])), states)
     run = member if own == fleet.size else parallel.shard(member, (specs,), P())
-    with parallel.use(mesh):
-        return replace(parallel.to_host(jax.jit(run, out_shardings=placed)(states)), step=states.step)
+    return replace(jax.jit(run, out_shardings=placed)(states), step=states.step)

@@ -24,10 +24,8 @@ from jaxsae.train.fleet import Fleet, largest_k, parse_sweep
 from jaxsae.train.logs import Record
 from jaxsae.train.loop import Fitted, fit
 from jaxsae.train.member_export import export_members
+from jaxsae.train.room import too_large
 from jaxsae.train.run_dir import RunDir, write_atomic
-
-#: Share of a machine's memory that the export at the end of a run may take.
-ROOM = 0.8
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,9 @@ class TrainResult:
 
     Attributes:
         sae: the exported dictionary; also in `run_dir.sae`, unless this machine's memory is too small to write it: then
-            `summary["left_out"]` says so, and its arrays lie where they were trained.  Of a sweep, that of the run with
-            the lowest last loss; all of them are in `run_dir.member(i).sae`.
+            `summary["left_out"]` says so, and its arrays lie where they were trained, as they do on all processes of
+            several but the first.  Of a sweep, that of the run with the lowest last loss; all of them are in
+            `run_dir.member(i).sae`.
         state: after the last step.
         recipe: the method with everything filled in, or the fleet of a sweep.
         run_dir: where the run lies.
@@ -112,8 +111,9 @@ def train(config: TrainConfig) -> TrainResult:
                 sae = recipe.export(replace(fitted.state, opt=()), meta=meta)
             if left_out := too_large(sae, run_dir):
                 summary |= {"sae": None, "left_out": left_out}
+                parallel.on_first("dictionary", run_dir.set_dictionary_aside)
             else:
-                sae = replace(sae, params=parallel.to_host(sae.params))
+                sae = replace(sae, params=parallel.to_host(sae.params, first_only=True))
                 parallel.on_first("dictionary", lambda: save(sae, run_dir.sae))
         parallel.on_first("summary", lambda: write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n"))
     return TrainResult(sae, fitted.state, recipe, run_dir, fitted.metrics, summary)
@@ -143,27 +143,6 @@ def choose(config: TrainConfig, recipe: Recipe | Fleet, devices: Sequence[Any]) 
     limits = parallel.exchange("memory", json.dumps(parallel.memory_of(own)))  # all have to choose alike
     known = [limit for limit in map(json.loads, limits) if limit]
     return parallel.choose_mesh(config.mesh, need, devices, min(known, default=None))
-
-
-def too_large(sae: SAE, run_dir: RunDir, memory: int | None = None) -> str:
-    """Why a dictionary is left in its checkpoint, or "" if this machine's memory can hold what writing it takes.
-
-    Several processes hold all of it, one holds an array at a time; behind a URL the file passes through memory too.
-
-    Args:
-        sae: the dictionary, where it was trained.
-        run_dir: where it is to be written.
-        memory: bytes of the machine; None asks it.
-    """
-    sizes = [x.nbytes for x in jax.tree.leaves(sae.params)]
-    need = (sum(sizes) if parallel.several() else max(sizes)) + run_dir.place.remote * 2 * sum(sizes)
-    memory = memory or parallel.machine_bytes()
-    if memory is None or need <= ROOM * memory:
-        return ""
-    return (
-        f"a dictionary of {sum(sizes) / 2**30:.3g} GiB, which takes {need / 2**30:.3g} GiB to write on a machine of "
-        f"{memory / 2**30:.3g} GiB, is left in the newest checkpoint: jaxsae.train.export(run, mesh=mesh) reads it"
-    )
 
 
 def _source(cache: Cache, site: str, config: TrainConfig, size: int, split: str, mesh: Mesh | None) -> CacheSource:

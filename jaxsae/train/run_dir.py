@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -92,6 +93,13 @@ class RunDir:
     def member_name(self, index: int) -> str:
         """Where that lies in this one."""
         return f"members/{index:02d}"
+
+    def set_dictionary_aside(self) -> None:
+        """Renames what an earlier end of the run exported to `sae.earlier`, so that nobody takes it for the newest."""
+        if self.sae.exists():
+            aside = self.sae.with_name("sae.earlier")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.sae.rename(aside)
 
     def holds(self, name: str) -> bool:
         """Whether a part, such as "sae" or "checkpoints", is there."""

@@ -12,7 +12,7 @@ from jaxsae.kernels._rows import by_rows
 from jaxsae.kernels.encode_topk import api
 
 
-@given(rows=st.integers(1, 40), row_bytes=st.integers(1, 12), limit=st.integers(1, 100))
+@given(rows=st.integers(0, 40), row_bytes=st.integers(1, 12), limit=st.integers(1, 100))
 @settings(max_examples=30, deadline=None)
 def test_any_number_of_rows_within_any_limit(rows, row_bytes, limit):
     x, seen = jnp.arange(rows * 2.0).reshape(rows, 2), []

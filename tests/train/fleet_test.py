@@ -16,6 +16,7 @@ from jaxsae.data.sources import ArraySource
 from jaxsae.data.writer import Block, CacheWriter
 from jaxsae.errors import ConfigError
 from jaxsae.io.digest import digests
+from jaxsae.report import open_subject
 from jaxsae.sae import Meta
 from jaxsae.train import (
     CheckpointPolicy,
@@ -209,6 +210,17 @@ def test_spikes_are_told_run_by_run_and_stop_no_sweep():
     source = ArraySource(ROWS, batch_size=B)
     with pytest.raises(ConfigError, match="'stop' would end all runs of a sweep"):
         fit(Fleet(RECIPE, MEMBERS), source, 2, key=None, watch=WatchPolicy(on_spike="stop"))
+
+
+def test_dictionaries_of_a_sweep_too_large_for_the_machine_stay_in_the_checkpoint(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxsae.parallel.machine_bytes", lambda: 4096)
+    result = train(config(cache, tmp_path / "run", sweep=("lr=1e-3,1e30", "k=2,8")))
+    assert ["left_out" in r for r in result.summary["runs"]] == [True, True, False, False]
+    assert not result.run_dir.sae.exists()
+    assert not result.run_dir.member(0).sae.exists()
+    subject = open_subject(tmp_path / "run", host=None)
+    assert digests(subject.sae.params) == digests(result.sae.params)
+    print_table(result.summary)
 
 
 def test_a_sweep_is_written_in_the_configuration_file(tmp_path):

@@ -30,7 +30,7 @@ from jaxsae.report import open_subject
 from jaxsae.sae import make_sae
 from jaxsae.testing.conformance import assert_close
 from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, RunDir, TrainConfig, export, read_records, train
-from jaxsae.train.run import ROOM, too_large
+from jaxsae.train.room import ROOM, too_large
 
 D = 16
 SITE = "blocks.1.hook_resid_post"
@@ -85,6 +85,7 @@ def test_a_dictionary_too_large_for_the_machine_stays_in_the_checkpoint_and_is_r
     read = export(tmp_path / "run", mesh=make_mesh(2, 4))
     assert read.W_dec.addressable_data(0).shape == (16, D)
     assert_close(read.params, whole.sae.params, 2e-5)
+    assert export(tmp_path / "run", mesh=make_mesh(8, 1)).W_dec.addressable_data(0).shape == (64, D)
     subject = open_subject(tmp_path / "run", host=None, mesh=HostMesh(latent=8))
     assert subject.sae.W_dec.addressable_data(0).shape == (8, D)
     monkeypatch.undo()
@@ -92,19 +93,23 @@ def test_a_dictionary_too_large_for_the_machine_stays_in_the_checkpoint_and_is_r
     assert digests(io.load(again.run_dir.sae).params) == digests(read.params)
 
 
-def test_writing_takes_an_array_or_all_of_them_and_behind_a_url_two_files_more(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("place", "copies"), [("run", 1), ("gs://bucket/run", 3)])
+def test_writing_takes_the_dictionary_and_behind_a_url_its_file_twice_more(place, copies):
     eye = jnp.eye(16)
     sae = make_sae({"W_enc": eye, "b_enc": jnp.zeros(16), "W_dec": eye, "b_dec": jnp.zeros(16)})
-    array, total = 4 * 16 * 16, 4 * (2 * 16 * 16 + 2 * 16)
-    for several, place, need in [
-        (False, tmp_path, array),
-        (True, tmp_path, total),
-        (False, "gs://bucket/run", array + 2 * total),
-        (True, "gs://bucket/run", 3 * total),
-    ]:
-        monkeypatch.setattr("jaxsae.parallel.several", lambda several=several: several)
-        assert not too_large(sae, RunDir(place), memory=round(need / ROOM) + 1)
-        assert too_large(sae, RunDir(place), memory=round(need / ROOM) - 1)
+    need = copies * 4 * (2 * 16 * 16 + 2 * 16)
+    assert not too_large(sae, RunDir(place), memory=round(need / ROOM) + 1)
+    assert too_large(sae, RunDir(place), memory=round(need / ROOM) - 1)
+
+
+def test_an_earlier_dictionary_is_not_taken_for_one_that_was_left_out(cache, tmp_path, monkeypatch):
+    first = train(make(cache, tmp_path / "run", tokens=64 * 20))
+    earlier = digests(io.load(first.run_dir.sae).params)
+    monkeypatch.setattr("jaxsae.parallel.machine_bytes", lambda: 4096)
+    longer = train(make(cache, tmp_path / "run"))
+    assert digests(open_subject(tmp_path / "run", host=None).sae.params) == digests(longer.sae.params) != earlier
+    assert not longer.run_dir.sae.exists()
+    assert digests(io.load(tmp_path / "run" / "sae.earlier").params) == earlier
 
 
 def test_a_run_leaves_config_log_checkpoints_dictionary_and_summary(cache, tmp_path):
