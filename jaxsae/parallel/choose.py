@@ -117,7 +117,7 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
     each, need = count // run, replace(need, members=need.members // run)
     if config.data and config.latent:
         return _checked(config.data, config.latent, run, need, devices, "as the configuration says", config.zero)
-    _require_factor(config, each)
+    require_factor(config, each)
     if each == 1:
         told = "there is one device" if run == 1 else "members of a sweep share nothing but the batch"
         return _checked(1, 1, run, need, devices, told, config.zero)
@@ -135,7 +135,7 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
     return _checked(data, latent, run, need, devices, _reason(need, data, latent, possible, fitting), config.zero)
 
 
-def _require_factor(config: MeshConfig, count: int) -> None:
+def require_factor(config: Any, count: int) -> None:
     """What is fixed of data and latent must divide the devices, of which the rest is chosen."""
     for name in ("data", "latent"):
         if count % (getattr(config, name) or 1):

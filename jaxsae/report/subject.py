@@ -21,6 +21,7 @@ from jaxsae.io import hub, load
 from jaxsae.io.digest import digests
 from jaxsae.io.files import WORKINGS
 from jaxsae.parallel import Chosen, make_mesh
+from jaxsae.parallel.choose import require_factor
 from jaxsae.sae import SAE
 from jaxsae.train.export import export
 from jaxsae.train.logs import Record, read_records
@@ -190,6 +191,7 @@ def _host(
 def _asked(config: HostMesh) -> Chosen:
     """The mesh of a dictionary without a host: over all devices of this process."""
     devices = jax.local_devices()
+    require_factor(config, len(devices))
     data, latent = config.data, config.latent
     mesh = make_mesh(data or len(devices) // (latent or 1), latent or len(devices) // (data or 1), devices)
     return Chosen(mesh, "as the configuration says")

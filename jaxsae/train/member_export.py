@@ -12,12 +12,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxsae import parallel
-from jaxsae.io import save
 from jaxsae.recipes import State
 from jaxsae.sae import SAE, Meta
 from jaxsae.train.fleet import HEALTH, Fleet
 from jaxsae.train.loop import Fitted
-from jaxsae.train.room import too_large
+from jaxsae.train.room import write
 from jaxsae.train.run_dir import RunDir, make_folder_of, write_atomic
 from jaxsae.train.stop import Diverged
 
@@ -50,41 +49,30 @@ def export_members(
     for i, member in enumerate(fleet.members):
         run: dict[str, Any] = {"name": member.name, "seed": member.seed, **dict(member.values)}
         sae = _export(fleet, fitted.state, i, meta) if bool(health["alive"][i]) else None
-        left_out = "" if sae is None else too_large(sae, run_dir)
         if sae is None:  # also one that its very last step spoiled
+            parallel.on_first("member", run_dir.member(i).set_dictionary_aside)
             run["stopped"] = int(health["stopped"][i]) if not health["alive"][i] else fitted.step
         else:
             losses[i] = last["loss"][i]
             run |= {name: values[i] for name, values in last.items() if name != "alive"}
+            left_out = write(sae, run_dir.member(i), run_dir.place.remote)[1]
             run |= {"left_out": left_out} if left_out else {"sae": f"{run_dir}/{run_dir.member_name(i)}/sae"}
-        whole = None if sae is None or left_out else _here(sae)
-        parallel.on_first("member", partial(_write, run_dir.member(i), whole, run))
+        parallel.on_first("summary of a member", partial(_tell, run_dir.member(i), run))
         runs.append(run)
-        del sae, whole  # one at a time
+        del sae  # one at a time
     if np.isnan(losses).all():
         raise Diverged("every run of the sweep has diverged, so that there is no dictionary; lower the learning rates")
     best = int(np.nanargmin(losses))
     chosen = _export(fleet, fitted.state, best, meta)
     assert chosen is not None  # it was exported above
     summary = {**{k: v for k, v in summary.items() if k != "train"}, "runs": runs, "best": best}
-    if "left_out" in runs[best]:
-        parallel.on_first("dictionary", run_dir.set_dictionary_aside)
-        return {**summary, "sae": None, "left_out": runs[best]["left_out"]}, chosen
-    chosen = _here(chosen)
-    parallel.on_first("dictionary", lambda: save(chosen, run_dir.sae))
-    return summary, chosen
+    chosen, left_out = write(chosen, run_dir, run_dir.place.remote)
+    return summary | ({"sae": None, "left_out": left_out} if left_out else {}), chosen
 
 
-def _write(folder: RunDir, sae: SAE | None, run: dict[str, Any]) -> None:
-    if sae is not None:
-        save(sae, folder.sae)
+def _tell(folder: RunDir, run: dict[str, Any]) -> None:
     make_folder_of(folder.summary)
     write_atomic(folder.summary, json.dumps(run, indent=1) + "\n")
-
-
-def _here(sae: SAE) -> SAE:
-    """The dictionary in process 0's memory; all processes have to call this."""
-    return replace(sae, params=parallel.to_host(sae.params, first_only=True))
 
 
 def _export(fleet: Fleet, states: State, index: int, meta: Meta) -> SAE | None:

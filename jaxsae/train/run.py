@@ -15,7 +15,6 @@ from jaxsae.config import to_dict
 from jaxsae.data.cache import Cache, open_cache
 from jaxsae.data.sources import CacheSource, rows_on_this_process
 from jaxsae.errors import ConfigError
-from jaxsae.io import save
 from jaxsae.recipes import Recipe, State
 from jaxsae.sae import SAE, Meta
 from jaxsae.train.compilation_cache import keep_compiled
@@ -24,7 +23,7 @@ from jaxsae.train.fleet import Fleet, largest_k, parse_sweep
 from jaxsae.train.logs import Record
 from jaxsae.train.loop import Fitted, fit
 from jaxsae.train.member_export import export_members
-from jaxsae.train.room import too_large
+from jaxsae.train.room import write
 from jaxsae.train.run_dir import RunDir, write_atomic
 
 
@@ -109,12 +108,8 @@ def train(config: TrainConfig) -> TrainResult:
         else:
             with parallel.use(mesh):  # where the parameters lie: no device could hold them whole
                 sae = recipe.export(replace(fitted.state, opt=()), meta=meta)
-            if left_out := too_large(sae, run_dir):
-                summary |= {"sae": None, "left_out": left_out}
-                parallel.on_first("dictionary", run_dir.set_dictionary_aside)
-            else:
-                sae = replace(sae, params=parallel.to_host(sae.params, first_only=True))
-                parallel.on_first("dictionary", lambda: save(sae, run_dir.sae))
+            sae, left_out = write(sae, run_dir, run_dir.place.remote)
+            summary |= {"sae": None, "left_out": left_out} if left_out else {}
         parallel.on_first("summary", lambda: write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n"))
     return TrainResult(sae, fitted.state, recipe, run_dir, fitted.metrics, summary)
 

@@ -95,7 +95,10 @@ class RunDir:
         return f"members/{index:02d}"
 
     def set_dictionary_aside(self) -> None:
-        """Renames what an earlier end of the run exported to `sae.earlier`, so that nobody takes it for the newest."""
+        """Renames what an earlier end of the run exported to `sae.earlier`, so that nobody takes it for the newest.
+
+        Objects behind a URL cannot be renamed and stay; `eval` and `report` go by the summary, which says so.
+        """
         if self.sae.exists():
             aside = self.sae.with_name("sae.earlier")
             shutil.rmtree(aside, ignore_errors=True)

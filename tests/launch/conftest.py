@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ class Cloud:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    @staticmethod
+    def wait_for(condition) -> None:
+        for _ in range(300):
+            if condition():
+                return
+            time.sleep(0.05)
+        raise AssertionError("it did not happen within 15 s")
 
     def calls(self, tool: str = "gcloud") -> list[list[str]]:
         """Every call of a tool, as the words it was called with."""

@@ -52,18 +52,10 @@ def test_a_signal_lets_the_program_save(program):
     assert (program.folder / "saved-w0").read_text() == "saved\n"
 
 
-def wait_for(condition) -> None:
-    for _ in range(300):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen within 15 s")
-
-
 def test_stop_is_not_undone_by_the_run_that_is_still_alive(program):
     program.plan(program={"w0": ["wait", "0"]})
     launcher = program.start("local.sh", "run", "--poll=0.05", "--", "jaxsae")
-    wait_for(lambda: program.starts("w0") and program.shows_log())
+    program.wait_for(lambda: program.starts("w0") and program.shows_log())
     stopped = program.run("local.sh", "stop")
     assert ", asked to stop\n" in stopped.stdout
     _, errors = launcher.communicate(timeout=20)
@@ -79,7 +71,7 @@ def test_stop_is_not_undone_by_the_run_that_is_still_alive(program):
 def test_a_stop_between_a_crash_and_the_restart_holds(program):
     program.plan(program={"w0": ["137", "0"]})
     launcher = program.start("local.sh", "run", "--poll=2", "--", "jaxsae")
-    wait_for(lambda: (program.cwd / "jaxsae-launch/status").exists())
+    program.wait_for(lambda: (program.cwd / "jaxsae-launch/status").exists())
     time.sleep(0.5)
     program.run("local.sh", "stop")
     _, errors = launcher.communicate(timeout=20)
@@ -92,11 +84,11 @@ def test_a_second_stop_does_not_cut_the_save_short(program):
     terms, saved = program.folder / "terms", program.folder / "saved"
     slow = f"trap 'echo TERM >>{terms}' TERM; echo up >{terms}; until [ -e {saved} ]; do sleep 0.05; done; exit 143"
     assert program.run("local.sh", "run", "--detach", "--", "bash", "-c", slow).returncode == 0
-    wait_for(terms.exists)
+    program.wait_for(terms.exists)
     stops = []
     for _ in range(2):
         stops.append(program.start("local.sh", "stop"))
-        wait_for(lambda: "TERM" in terms.read_text())
+        program.wait_for(lambda: "TERM" in terms.read_text())
     time.sleep(0.5)
     saved.touch()
     for stop in stops:

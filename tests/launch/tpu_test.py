@@ -29,14 +29,6 @@ def the_error_of(script: str, done) -> str:
     return error
 
 
-def wait_for(condition) -> None:
-    for _ in range(300):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen within 15 s")
-
-
 def test_a_run_waits_sets_up_starts_on_every_worker_and_says_what_is_left(cloud):
     cloud.plan({"states": ["WAITING_FOR_RESOURCES", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]})
     done = cloud.run("tpu.sh", "run", *SLICE, "--spot", *TRAIN)
@@ -136,7 +128,7 @@ def test_delete_at_end_keeps_a_slice_on_which_the_command_may_still_run(cloud, a
     lost = {"workers": 1, "drop": 10**6}
     cloud.plan(**lost, program={"w0": ["wait"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, "--delete-at-end", *TRAIN)
-    wait_for(lambda: cloud.starts("w0") and "ssh follow" in cloud.verbs())
+    cloud.wait_for(lambda: cloud.starts("w0") and "ssh follow" in cloud.verbs())
     cloud.plan(**lost, errors={"compute tpus tpu-vm ssh": "[ssh] exited with return code [255].", **also})
     _, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == 1, errors
@@ -167,14 +159,14 @@ def test_delete_at_end_deletes_a_slice_on_which_nothing_could_be_started(cloud):
 def test_delete_at_end_after_a_stop_or_while_the_request_waits(cloud):
     cloud.plan(workers=1, program={"w0": ["wait"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, "--delete-at-end", *TRAIN)
-    wait_for(lambda: cloud.starts("w0") and cloud.shows_log())
+    cloud.wait_for(lambda: cloud.starts("w0") and cloud.shows_log())
     assert cloud.run("tpu.sh", "stop", *BASE).returncode == 0
     launcher.communicate(timeout=30)
     assert launcher.returncode == 143
     assert cloud.verbs()[-1] == "queued-resources delete"
     cloud.plan({"states": ["WAITING_FOR_RESOURCES"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, "--poll=30", "--delete-at-end", *TRAIN)
-    wait_for(lambda: cloud.verbs()[-2:] == ["queued-resources create", "queued-resources describe"])
+    cloud.wait_for(lambda: cloud.verbs()[-2:] == ["queued-resources create", "queued-resources describe"])
     time.sleep(0.3)
     launcher.send_signal(signal.SIGTERM)
     launcher.communicate(timeout=60)
@@ -185,9 +177,9 @@ def test_a_second_signal_lets_the_program_run_on_and_so_keeps_its_slice(cloud):
     cloud.plan(workers=1)
     deaf = ("--", "bash", "-c", "trap : TERM; echo gs://; while :; do sleep 0.1; done")
     launcher = cloud.start("tpu.sh", "run", *SLICE, "--delete-at-end", *deaf)
-    wait_for(cloud.shows_log)
+    cloud.wait_for(cloud.shows_log)
     launcher.send_signal(signal.SIGINT)
-    wait_for(lambda: cloud.verbs()[-1] == "ssh stop")
+    cloud.wait_for(lambda: cloud.verbs()[-1] == "ssh stop")
     time.sleep(0.5)
     launcher.send_signal(signal.SIGINT)
     _, errors = launcher.communicate(timeout=20)
@@ -234,7 +226,7 @@ def test_the_same_call_goes_on_with_a_command_that_still_runs(cloud):
     cloud.plan(workers=1, program={"w0": ["wait"]})
     assert cloud.run("tpu.sh", "run", *SLICE, "--detach", *TRAIN).returncode == 0
     again = cloud.start("tpu.sh", "run", *SLICE, *TRAIN)
-    wait_for(cloud.shows_log)
+    cloud.wait_for(cloud.shows_log)
     other = cloud.run("tpu.sh", "run", *SLICE, "--", "jaxsae", "eval", "gs://b")
     assert other.returncode == 1
     assert "another command is running here: 'jaxsae' 'train'" in other.stderr
@@ -251,7 +243,7 @@ def test_the_same_call_goes_on_with_a_command_that_still_runs(cloud):
 def test_stop_reaches_every_worker_and_ends_the_run_that_follows_them(cloud):
     cloud.plan(program={"w0": ["wait", "0"], "w1": ["wait", "0"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, *TRAIN)
-    wait_for(lambda: cloud.starts("w0") and cloud.starts("w1") and cloud.shows_log())
+    cloud.wait_for(lambda: cloud.starts("w0") and cloud.starts("w1") and cloud.shows_log())
     stopped = cloud.run("tpu.sh", "stop", *BASE)
     assert re.fullmatch(r"(worker w[01]: ended 143 at [\d.]+, asked to stop\n){2}", stopped.stdout)
     _, errors = launcher.communicate(timeout=30)
@@ -267,7 +259,7 @@ def test_stop_reaches_every_worker_and_ends_the_run_that_follows_them(cloud):
 def test_a_stop_that_reached_one_worker_between_a_crash_and_the_restart_ends_all(cloud):
     cloud.plan(program={"w0": ["134", "wait"], "w1": ["75", "wait"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, "--poll=2", *TRAIN)
-    wait_for(lambda: cloud.verbs()[-1:] == ["ssh stop"])
+    cloud.wait_for(lambda: cloud.verbs()[-1:] == ["ssh stop"])
     (cloud.folder / "w0/jaxsae-launch/stopped").touch()
     _, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == 143, errors
@@ -354,7 +346,7 @@ def test_an_environment_that_cannot_be_made_ends_the_run_before_the_command(clou
 def test_a_signal_lets_the_program_save_on_every_worker(cloud, sent, status):
     cloud.plan(program={"w0": ["wait"], "w1": ["wait"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, "--delete-at-end", *TRAIN)
-    wait_for(lambda: cloud.starts("w1") and cloud.shows_log())
+    cloud.wait_for(lambda: cloud.starts("w1") and cloud.shows_log())
     launcher.send_signal(sent)
     _, errors = launcher.communicate(timeout=30)
     assert launcher.returncode == status, errors
@@ -366,7 +358,7 @@ def test_a_signal_lets_the_program_save_on_every_worker(cloud, sent, status):
 def test_a_lost_terminal_leaves_the_program_running(cloud):
     cloud.plan(workers=1, program={"w0": ["wait"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, *TRAIN)
-    wait_for(lambda: cloud.starts("w0") and cloud.shows_log())
+    cloud.wait_for(lambda: cloud.starts("w0") and cloud.shows_log())
     launcher.send_signal(signal.SIGHUP)
     launcher.communicate(timeout=60)
     assert launcher.returncode == 129
@@ -376,7 +368,7 @@ def test_a_lost_terminal_leaves_the_program_running(cloud):
 def test_a_signal_while_it_waits_ends_at_once_and_names_the_request(cloud):
     cloud.plan({"states": ["WAITING_FOR_RESOURCES"]})
     launcher = cloud.start("tpu.sh", "run", *SLICE, "--poll=30", *TRAIN)
-    wait_for(lambda: cloud.verbs().count("queued-resources describe") == 2)
+    cloud.wait_for(lambda: cloud.verbs().count("queued-resources describe") == 2)
     time.sleep(0.3)
     launcher.send_signal(signal.SIGTERM)
     _, errors = launcher.communicate(timeout=60)

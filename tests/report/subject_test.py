@@ -49,8 +49,10 @@ def test_host_and_dictionary_are_read_onto_the_mesh_asked_for(run_folder, host, 
 
 
 def test_a_mesh_that_cannot_be_is_one_sentence(run_folder, host):
-    with pytest.raises(ConfigError, match="needs 3 devices, found 8"):
-        open_subject(run_folder, host=None, mesh=HostMesh(data=1, latent=3))
+    with pytest.raises(ConfigError, match=r"mesh\.latent = 16 does not divide the 8 devices"):
+        open_subject(run_folder, host=None, mesh=HostMesh(latent=16))
+    with pytest.raises(ConfigError, match="needs 4 devices, found 8"):
+        open_subject(run_folder, host=None, mesh=HostMesh(data=1, latent=4))
     with pytest.raises(ConfigError, match="needs 3 devices, found 8"):
         open_subject(run_folder, host=host, mesh=HostMesh(data=3))
 

@@ -29,7 +29,7 @@ from jaxsae.recipes import jumprelu_tanh_quad, relu_l1, topk
 from jaxsae.report import open_subject
 from jaxsae.sae import make_sae
 from jaxsae.testing.conformance import assert_close
-from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, RunDir, TrainConfig, export, read_records, train
+from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig, export, read_records, train
 from jaxsae.train.room import ROOM, too_large
 
 D = 16
@@ -93,13 +93,13 @@ def test_a_dictionary_too_large_for_the_machine_stays_in_the_checkpoint_and_is_r
     assert digests(io.load(again.run_dir.sae).params) == digests(read.params)
 
 
-@pytest.mark.parametrize(("place", "copies"), [("run", 1), ("gs://bucket/run", 3)])
-def test_writing_takes_the_dictionary_and_behind_a_url_its_file_twice_more(place, copies):
+@pytest.mark.parametrize(("remote", "copies"), [(False, 1), (True, 3)])
+def test_writing_takes_the_dictionary_and_behind_a_url_its_file_twice_more(remote, copies):
     eye = jnp.eye(16)
     sae = make_sae({"W_enc": eye, "b_enc": jnp.zeros(16), "W_dec": eye, "b_dec": jnp.zeros(16)})
     need = copies * 4 * (2 * 16 * 16 + 2 * 16)
-    assert not too_large(sae, RunDir(place), memory=round(need / ROOM) + 1)
-    assert too_large(sae, RunDir(place), memory=round(need / ROOM) - 1)
+    assert not too_large(sae, remote, memory=round(need / ROOM) + 1)
+    assert too_large(sae, remote, memory=round(need / ROOM) - 1)
 
 
 def test_an_earlier_dictionary_is_not_taken_for_one_that_was_left_out(cache, tmp_path, monkeypatch):
