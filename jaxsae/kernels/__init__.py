@@ -6,6 +6,7 @@ from jaxsae.kernels.decode_residual_sddmm.api import decode_residual_sddmm
 from jaxsae.kernels.encode_topk.api import encode_topk
 from jaxsae.kernels.entries import add_at, pick, take
 from jaxsae.kernels.keep_best.api import keep_best, keep_best_of_columns
+from jaxsae.kernels.nested.api import nested
 from jaxsae.kernels.path.api import path
 from jaxsae.kernels.sparse_adam.api import sparse_adam
 from jaxsae.kernels.sparse_decode.api import sparse_decode
@@ -22,6 +23,7 @@ __all__ = [
     "encode_topk",
     "keep_best",
     "keep_best_of_columns",
+    "nested",
     "path",
     "pick",
     "sparse_adam",

@@ -1,7 +1,8 @@
 """Nested levels: reconstructions from the first latents (`ByPrefix`, `RandomPrefixes`) or the best-ranked (`ByRank`).
 
 Each is a point on one path of residuals, e_j = e_{j-1} - v_j d_j, in order of latent index or of rank.  Short lists
-walk it entry by entry (`kernels.path`); long lists and dense codes are decoded block by block in dense products.
+are decoded once for all levels (`kernels.nested`), or walked entry by entry where nearly every entry ends a level
+(`kernels.path`); long lists and dense codes are decoded block by block in dense products.
 """
 
 import itertools
@@ -14,12 +15,13 @@ import jax.numpy as jnp
 from jaxsae import kernels
 from jaxsae.config import register
 from jaxsae.errors import ConfigError
+from jaxsae.kernels.sparse_decode.xla import dense_ratio
 from jaxsae.sae.codes import DenseCodes, SparseCodes
 from jaxsae.sae.levels import check_nested, check_one_matrix, check_weights
 from jaxsae.sae.records import Ctx, Out
 
-#: One dense decode costs about as much as d_sae / DENSE_RATIO steps of the walk (as in `kernels.sparse_decode`).
-DENSE_RATIO = 64
+#: Where an entry in so many ends a level, the walk costs less than a product for each level.
+WALKED = 8
 #: Most blocks into which dense codes are cut when prefix lengths are known only while the program runs.
 BLOCKS = 16
 
@@ -65,7 +67,7 @@ class ByPrefix:
         """level_sse [B, R] and the residual of the full reconstruction [B, E]; arguments as `One.read`."""
         codes, W = out.sel.codes, out.D.atoms(out.p)
         if isinstance(codes, SparseCodes) and not _dense_is_cheaper(codes, 1):
-            sse, err = _walk_by_index(codes, W, e0, jnp.asarray(self.lengths))
+            sse, err = _by_index(codes, W, e0, jnp.asarray(self.lengths))
         else:
             sse, err = _blocks_of_latents(codes.dense(), W, e0, self.lengths)
         return _with_bias_level(sse, e0, self.bias_level), err
@@ -139,7 +141,7 @@ class RandomPrefixes:
         """level_sse [B, R] and the residual of the full reconstruction [B, E]; arguments as `One.read`."""
         codes, W, lengths = out.sel.codes, out.D.atoms(out.p), self.lengths(ctx)
         if isinstance(codes, SparseCodes) and not _dense_is_cheaper(codes, 2):
-            sse, err = _walk_by_index(codes, W, e0, lengths)
+            sse, err = _by_index(codes, W, e0, lengths)
         else:
             sse, err = _prefixes_of_latents(codes.dense(), W, e0, lengths)
         return _with_bias_level(sse, e0, self.bias_level), err
@@ -195,14 +197,13 @@ class ByRank:
         if self.of_k:
             counts = jnp.round(jnp.asarray(counts) * ctx.hyper["k"]).astype(jnp.int32)
         if ranked is not None and not _dense_is_cheaper(ranked, len(self.counts)):
-            # The kept entries are the first of the list, so the residual of the codes is a point on the same walk.
+            # The kept entries are the first of the list, so the residual of the codes is one of the same kind.
             kept = jnp.minimum(codes.l0().astype(jnp.int32), ranked.values.shape[1])
-            sse, err = kernels.path(ranked.values, ranked.indices, W, e0, kept)
-            return sse[:, jnp.minimum(jnp.asarray(counts), ranked.values.shape[1])], err
+            return _by_rank(ranked, W, e0, jnp.asarray(counts), kept)
         err = e0 - out.D.decode(out.p, codes)
         if ranked is not None:
             return _blocks_of_ranks(ranked, W, e0, counts), err
-        if isinstance(codes, DenseCodes) and len(self.counts) * codes.d_sae <= DENSE_RATIO * self.ranks:
+        if isinstance(codes, DenseCodes) and len(self.counts) * codes.d_sae <= dense_ratio() * self.ranks:
             return _best_of_dense(codes.values, W, e0, jnp.asarray(counts)), err
         ranked = _ranked_by_magnitude(codes, self.ranks)
         sse, _ = kernels.path(ranked.values, ranked.indices, W, e0, jnp.zeros(len(e0), jnp.int32))
@@ -211,7 +212,7 @@ class ByRank:
 
 def _dense_is_cheaper(codes: SparseCodes, products: float) -> bool:
     """Whether so many dense decodes cost less than a walk over the list."""
-    return products * codes.d_sae <= DENSE_RATIO * codes.values.shape[1]
+    return products * codes.d_sae <= dense_ratio() * codes.values.shape[1]
 
 
 def _with_bias_level(sse: jax.Array, e0: jax.Array, wanted: bool) -> jax.Array:
@@ -223,14 +224,25 @@ def _share(lengths: jax.Array, d_sae: int, bias_level: bool) -> jax.Array:
     return jnp.sum(uses, axis=0, dtype=jnp.float32) / (len(lengths) + bias_level)
 
 
-def _walk_by_index(codes: SparseCodes, W, e0, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Prefixes of sparse codes: with the entries in order of latent, a prefix is a point on the walk."""
-    order = jnp.argsort(codes.indices, axis=1)
-    index = jnp.take_along_axis(codes.indices, order, axis=1)
-    values = jnp.take_along_axis(codes.values, order, axis=1)
-    sse, err = kernels.path(values, index, W, e0, jnp.full(len(e0), values.shape[1], jnp.int32))
-    points = jnp.sum(index[:, :, None] < lengths[None, None], axis=1)
-    return jnp.take_along_axis(sse, points, axis=1), err
+def _by_index(codes: SparseCodes, W, e0, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Prefixes of sparse codes: an entry belongs to the first prefix that holds its latent."""
+    level = jnp.sum(codes.indices[:, :, None] >= lengths[None, None], axis=2, dtype=jnp.int32)
+    last = jnp.full(len(e0), len(lengths) - 1, jnp.int32)
+    return kernels.nested(codes.values, codes.indices, level, W, e0, last, len(lengths))
+
+
+def _by_rank(ranked: SparseCodes, W, e0, counts: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Levels of a ranked list, and the residual of its first `kept` [B] entries."""
+    size = ranked.values.shape[1]
+    if len(counts) * WALKED > size:
+        sse, err = kernels.path(ranked.values, ranked.indices, W, e0, kept)
+        return sse[:, jnp.minimum(counts, size)], err
+    ends = jnp.sort(jnp.concatenate([jnp.broadcast_to(counts, (len(e0), len(counts))), kept[:, None]], axis=1), axis=1)
+    level = jnp.sum(ends[:, None] <= jnp.arange(size)[None, :, None], axis=2, dtype=jnp.int32)
+    place = lambda count: jnp.argmax(ends == count[:, None], axis=1)  # noqa: E731
+    sse, err = kernels.nested(ranked.values, ranked.indices, level, W, e0, place(kept), len(counts) + 1, in_order=True)
+    columns = jnp.stack([place(jnp.broadcast_to(c, kept.shape)) for c in counts], axis=1)
+    return jnp.take_along_axis(sse, columns, axis=1), err
 
 
 def _decode(values: jax.Array, W: jax.Array) -> jax.Array:

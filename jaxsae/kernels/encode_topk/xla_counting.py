@@ -14,7 +14,7 @@ from jaxsae.kernels._dispatch import Shape
 from jaxsae.kernels.encode_topk import xla
 from jaxsae.kernels.encode_topk.reference import no_second
 from jaxsae.kernels.topk import xla_counting as counting
-from jaxsae.kernels.topk.xla import GROUP, group_maxima
+from jaxsae.kernels.topk.xla import group_maxima
 
 #: Latents turned over at once in the gradient of W.
 TILE = 256
@@ -28,15 +28,16 @@ def refuse(shape: Shape, dtype: str) -> str | None:
 def forward(x, W, b, b_pre, scale, dead, k, k_aux, signed):
     """Values and indices, see the api for shapes, and which entries of the second list are there."""
     rows, size = len(x), W.shape[1]
-    grouped = lambda a: a.reshape(-1, size // GROUP, GROUP)  # noqa: E731
+    group = counting.group_for(size, k)
+    grouped = lambda a: a.reshape(-1, size // group, group)  # noqa: E731
     scored = lambda v, s: (jnp.abs(v) if signed else v) * s  # noqa: E731
     product = jnp.dot(x - b_pre[None].astype(x.dtype), W, preferred_element_type=jnp.float32)
     pre = grouped(product) + grouped(b)
     best = counting.best_groups(group_maxima(scored(pre, grouped(scale))), k)
-    candidates = jnp.take_along_axis(grouped(product), best[:, :, None], axis=1) + grouped(b)[0][best]  # [B, k, GROUP]
-    ranked = scored(candidates, grouped(scale)[0][best]).reshape(rows, k * GROUP)
+    candidates = jnp.take_along_axis(grouped(product), best[:, :, None], axis=1) + grouped(b)[0][best]  # [B, k, group]
+    ranked = scored(candidates, grouped(scale)[0][best]).reshape(rows, k * group)
     at, index = counting.within_groups(ranked, best, k)
-    values = jnp.take_along_axis(candidates.reshape(rows, k * GROUP), at, axis=1)
+    values = jnp.take_along_axis(candidates.reshape(rows, k * group), at, axis=1)
     if not k_aux:
         return values, index, *no_second(rows, 0)
 

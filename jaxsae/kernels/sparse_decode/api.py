@@ -105,7 +105,7 @@ class PallasGpu:
         if not xla.is_long(shape["K"], shape["S"]):
             return no_entries(shape)
         return (
-            f"takes lists of fewer than {-(-shape['S'] // xla.DENSE_RATIO)} of {shape['S']} latents, not {shape['K']}"
+            f"takes lists of fewer than {-(-shape['S'] // xla.dense_ratio())} of {shape['S']} latents, not {shape['K']}"
         )
 
 
@@ -133,9 +133,9 @@ def sparse_decode(
 ) -> jax.Array:
     """y[b] = sum_j values[b, j] W[indices[b, j]], summed in f32.
 
-    Products are f32, with one exception: in XLA a long list (K >= S / 64) over a bf16 W is a product of bf16 matrices,
-    so its codes, and in the backward pass the gradient of y, are rounded to bf16 first; an f32 copy of W would be
-    larger than W itself.  That is one rounding of each, at most 2^-9 of it.
+    Products are f32, with one exception: in XLA a long list (K >= S / 64, on a CPU S / 32) over a bf16 W is a product
+    of bf16 matrices, so its codes, and in the backward pass the gradient of y, are rounded to bf16 first; an f32 copy
+    of W would be larger than W itself.  That is one rounding of each, at most 2^-9 of it.
 
     Args:
         values: [B, K] f32; 0 means absent.

@@ -34,7 +34,7 @@ def most(k: int, size: int) -> int:
         (1024, 0, 0)
     """
     bound = bound_for(k, size)
-    return bound if xla.is_long(k, size) and 2 * bound <= size else 0
+    return bound if k * xla.DENSE_RATIO >= size and 2 * bound <= size else 0
 
 
 def forward(values: jax.Array, indices: jax.Array, W: jax.Array, there: jax.Array | None = None) -> jax.Array:
@@ -60,7 +60,7 @@ def _with_named_rows(
         return dense(first, place[indices], W.at[columns].get(mode="fill", fill_value=0), *rest)
 
     def every(first, indices, W, columns, place, *rest):
-        return dense(first, indices, W, *rest)
+        return of_any(first, indices, W, *rest)
 
     return either(many, every, some, (first, indices, W, columns, place, *rest))
 
@@ -83,7 +83,7 @@ def outer_sum(
         return tuple(a.at[columns].add(s.astype(a.dtype), mode="drop") for a, s in zip(start, sums, strict=True))
 
     def every(values, indices, rows, start, *_):
-        return xla.dense_outer_sum(values, indices, rows, start)
+        return xla.outer_sum(values, indices, rows, size, start)
 
     return either(many, every, some, (values, indices, rows, start, columns, place))
 

@@ -11,13 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxsae.kernels._control import unless
+from jaxsae.kernels._dispatch import device
+from jaxsae.kernels._rows import in_blocks
 
-#: A list longer than d_sae / DENSE_RATIO is scattered and multiplied: on CPU one dense matmul then costs less than
-#: K passes over [B, E].
-DENSE_RATIO = 64
+#: A list longer than d_sae over this is scattered and multiplied: one dense product then costs less than K passes over
+#: [B, E].  On two cores forward pass and gradients together cost the same at about d_sae / 32.
+DENSE_RATIO, DENSE_RATIO_CPU = 64, 32
 
 #: Entries of a sorted chunk in a sum of outer products.
 CHUNK = 2048
+
+#: Bytes of dictionary rows that a block of the batch gathers at once on a CPU: about what a core's cache holds.
+CACHED = 2**21
 
 #: Bytes of a long list's dense form [rows, S] in f32; more rows are worked through in parts.
 DENSE_BYTES = 2**27
@@ -25,7 +30,12 @@ DENSE_BYTES = 2**27
 
 def is_long(k: int, size: int) -> bool:
     """Whether a list is so long that a dense product is faster."""
-    return k * DENSE_RATIO >= size
+    return k * dense_ratio() >= size
+
+
+def dense_ratio() -> int:
+    """The entries of a list, times this, that take as long as a dense product with all latents."""
+    return DENSE_RATIO_CPU if device()[0] == "cpu" else DENSE_RATIO
 
 
 def scatter(values: jax.Array, indices: jax.Array, size: int) -> jax.Array:
@@ -61,6 +71,9 @@ def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     """g[b] . W[indices[b, j]]: the gradient of the values, [B, K] f32."""
     if is_long(indices.shape[1], W.shape[0]):
         return dense_dots(g, indices, W)
+    if device()[0] == "cpu":  # a matrix of rows and a vector: its reduction runs at the speed of vector instructions
+        block = lambda g, index: jnp.einsum("be,bke->bk", g, W[index].astype(jnp.float32))  # noqa: E731
+        return in_blocks(block, 4 * indices.shape[1] * W.shape[1], CACHED, g, indices)
 
     def one(_, index):
         return None, jnp.sum(g * W[index].astype(jnp.float32), axis=-1)
@@ -193,9 +206,37 @@ def by_latent(indices: jax.Array, size: int) -> jax.Array:
 
 
 def _by_latent(values, indices, rows, start):
+    row = jnp.broadcast_to(jnp.arange(len(values), dtype=jnp.int32)[:, None], indices.shape)
+    return _sorted_sum(values, indices, row, rows, start)
+
+
+def entry_sum(values: jax.Array, indices: jax.Array, row: jax.Array, rows: jax.Array, size: int) -> jax.Array:
+    """As `outer_sum` for entries that each name the row they multiply: sum of values e_indices (x) rows[row].
+
+    Args:
+        values, indices, row: [B, K].
+        rows: [any, width].
+        size: S; entries of that index are left out.
+
+    Returns:
+        [size, width] f32.
+
+    Example:
+        >>> one = jnp.array([[0, 1]])
+        >>> entry_sum(jnp.array([[2.0, 3.0]]), one * 0, one, jnp.eye(2), 2).tolist()
+        [[2.0, 3.0], [0.0, 0.0]]
+    """
+    start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
+    return _sorted_sum(values, indices, row, rows, start)[0]
+
+
+def _sorted_sum(values, indices, row, rows, start):
     """Entries sorted by latent, a chunk at a time: additions to one row of the sum find it in cache."""
-    order = by_latent(indices.reshape(-1), start[0].shape[0])
-    flat = (values.astype(jnp.float32).reshape(-1)[order], indices.reshape(-1)[order], order // indices.shape[1])
+    size = len(start[1])
+    order = by_latent(indices.reshape(-1), size)
+    flat = values.astype(jnp.float32).reshape(-1)[order], indices.reshape(-1)[order], row.reshape(-1)[order]
+    fill = -len(order) % CHUNK
+    value, index, row = (jnp.pad(a, (0, fill), constant_values=c) for a, c in zip(flat, (0, size, 0), strict=True))
 
     def add(carry, entry):
         total, count = carry
@@ -203,4 +244,4 @@ def _by_latent(values, indices, rows, start):
         total = total.at[index].add(value[:, None] * rows[row].astype(jnp.float32), indices_are_sorted=True)
         return (total, count.at[index].add(value, indices_are_sorted=True)), None
 
-    return jax.lax.scan(add, start, tuple(a.reshape(-1, CHUNK) for a in flat))[0]
+    return jax.lax.scan(add, start, tuple(a.reshape(-1, CHUNK) for a in (value, index, row)))[0]

@@ -5,6 +5,7 @@ by the set bits of a mask, 32 columns a word, and only they are ranked.  Rows wh
 through get the k-th best entry itself for a bound, and what is left after that is ranked whole.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -19,7 +20,9 @@ from jaxsae.kernels.topk_mask.xla import LOWEST, largest_with
 #: Columns of a mask word.
 WORD = 32
 #: Longest list: naming columns compares every entry of it with every word of the mask.
-LONGEST = 64
+LONGEST = 256
+#: Columns of a group, of which `group_for` picks.
+GROUPS = (8, 16, 32)
 #: Rows that are ranked whole at once where counting could not tell them apart.
 REPAIRED_AT_ONCE = 64
 #: Where more than this part of the rows is left so, all are ranked whole instead.
@@ -29,9 +32,10 @@ MOST_REPAIRED = 1 / 8
 def topk(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """See `jaxsae.kernels.topk.api.topk`."""
     rows, size = x.shape
-    grouped = x.reshape(rows, size // xla.GROUP, xla.GROUP)
+    group = group_for(size, k)
+    grouped = x.reshape(rows, size // group, group)
     best = best_groups(xla.group_maxima(grouped), k)
-    candidates = jnp.take_along_axis(grouped, best[:, :, None], axis=1).reshape(rows, k * xla.GROUP)
+    candidates = jnp.take_along_axis(grouped, best[:, :, None], axis=1).reshape(rows, k * group)
     at, index = within_groups(candidates, best, k)
     return jnp.take_along_axis(candidates, at, axis=1), index
 
@@ -40,19 +44,30 @@ def refuse(shape: Shape, dtype: str) -> str | None:
     """Why counting cannot serve a call, or is not worth it, or None.
 
     Example:
-        >>> refuse({"S": 2048, "K": 65}, "float32"), refuse({"S": 2048, "K": 4}, "float32")
-        ('ranks at most 64 entries, not 65', None)
+        >>> refuse({"S": 16384, "K": 257}, "float32"), refuse({"S": 2048, "K": 4}, "float32")
+        ('ranks at most 256 entries, not 257', None)
     """
     if dtype not in ("float32", "bfloat16", "float16"):
         return f"takes float32, bfloat16 and float16, not {dtype}"
     size, k = shape["S"], shape["K"]
     if k > LONGEST:
         return f"ranks at most {LONGEST} entries, not {k}"
-    if size % xla.GROUP:
-        return f"needs rows whose length {xla.GROUP} divides, not {size}"
-    if not xla.can_group(size, k):
-        return f"needs rows of at least {4 * k * xla.GROUP} entries for k {k}, not {size}"
+    if size % WORD:
+        return f"needs rows whose length {WORD} divides, not {size}"
+    if not xla.can_group(size, k, GROUPS[0]):
+        return f"needs rows of at least {4 * k * GROUPS[0]} entries for k {k}, not {size}"
     return None
+
+
+def group_for(size: int, k: int) -> int:
+    """Columns of a group: nearest the root of size / k, where maxima and candidates together are fewest.
+
+    Example:
+        >>> group_for(8192, 32), group_for(24576, 32), group_for(8192, 128), group_for(24576, 128)
+        (16, 32, 8, 16)
+    """
+    possible = [g for g in GROUPS if xla.can_group(size, k, g)]
+    return min(possible, key=lambda g: abs(math.log2(size / k) / 2 - math.log2(g)))
 
 
 def best_groups(maxima: jax.Array, k: int) -> jax.Array:
