@@ -17,6 +17,16 @@ def _positive(where: str, **values: float | None) -> None:
             raise ConfigError(f"config key '{where}{name}' must be above 0, found {value}")
 
 
+def check_seed(where: str, seed: float) -> None:
+    """Refuses a seed that jax or numpy would not take, or of which jax would drop the upper half.
+
+    Raises:
+        ConfigError: it is no whole number from 0 to 2^32 - 1.
+    """
+    if not 0 <= seed < 2**32 or seed != int(seed):
+        raise ConfigError(f"{where} must be a whole number from 0 to {2**32 - 1}, found {seed}")
+
+
 @register("train.checkpoint")
 @dataclass(frozen=True)
 class CheckpointPolicy:
@@ -147,6 +157,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _positive("", training_tokens=self.training_tokens, train_batch_size_tokens=self.train_batch_size_tokens)
+        check_seed("config key 'seed'", self.seed)
         if self.steps < 1:
             raise ConfigError(
                 f"config key 'training_tokens' = {self.training_tokens} is less than one batch of "

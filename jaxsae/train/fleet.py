@@ -23,6 +23,7 @@ from jaxsae.errors import ConfigError, closest
 from jaxsae.kernels._control import either_in_place
 from jaxsae.kernels._dispatch import device
 from jaxsae.recipes import Recipe, State, letters
+from jaxsae.train.config import check_seed
 from jaxsae.typing import Batch, Params, PyTree
 
 #: Least global norm of a gradient that may be too large for the squares of a step; sound ones lie far below.
@@ -39,6 +40,9 @@ class Member:
 
     seed: int
     values: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_seed("the seed of a fleet's member", self.seed)
 
     @property
     def name(self) -> str:
@@ -91,6 +95,7 @@ class Fleet:
                     f"{name!r} cannot be swept within one program of recipe {self.recipe.name!r}"
                     f"{closest(name, hyper)}; scalars that can: {', '.join(sorted(hyper))}"
                 )
+        _require_whole(self.recipe, [pair for m in self.members for pair in m.values])
         for member in self.members:  # building a recipe with its values refuses what it would refuse alone
             replace(self.recipe, hyper=tuple({**hyper, **dict(member.values)}.items()))
 
@@ -286,6 +291,15 @@ def _dtype(default: Any) -> Any:
     return jnp.asarray(default).dtype
 
 
+def _require_whole(recipe: Recipe, values: Sequence[tuple[str, float]]) -> None:
+    """Refuses for an integer scalar what its dtype would round or wrap: the run would not be what its name says."""
+    dtypes = {name: _dtype(default) for name, default in recipe.hyper}
+    for name, value in values:
+        most = jnp.iinfo(dtypes[name]).max if jnp.issubdtype(dtypes[name], jnp.integer) else None
+        if most is not None and not (abs(value) <= most and value == int(value)):
+            raise ConfigError(f"{name!r} of recipe {recipe.name!r} is a whole number up to {most}, found {value}")
+
+
 # ----------------------------------------------------------------------------------------------------------- sweeps
 def parse_sweep(sweep: Sequence[str], seed: int, grid: bool = True) -> tuple[Member, ...]:
     """Members from lines such as "lr=1e-4,3e-4" and "seed=0,1,2".
@@ -330,8 +344,8 @@ def _lists(sweep: Sequence[str]) -> dict[str, list[float]]:
             raise ConfigError(f"config key 'sweep': {most:g} is beyond float32, found {line!r}")
         if name in lists:
             raise ConfigError(f"config key 'sweep': {name!r} stands twice; give all its values in one line")
-        if name == "seed" and any(v != int(v) or v < 0 for v in values):
-            raise ConfigError(f"config key 'sweep': seeds are whole numbers from 0 on, found {line!r}")
+        for value in values if name == "seed" else ():
+            check_seed("config key 'sweep': a seed", value)
         lists[name] = values
     return lists
 

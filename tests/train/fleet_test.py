@@ -110,7 +110,8 @@ def test_lines_of_a_sweep():
         (["lr=1,inf"], True, "expected a line such as"),
         (["lr=1e39"], True, "1e\\+39 is beyond float32"),
         (["lr=1", "lr=2"], True, "stands twice"),
-        (["seed=0.5"], True, "whole numbers"),
+        (["seed=0.5"], True, "whole number"),
+        (["seed=0,4294967296"], True, "from 0 to 4294967295, found 4294967296"),
         (["lr=1,2", "seed=0,1,2"], False, "lists of one length"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -122,6 +123,11 @@ def test_what_cannot_be_swept_is_refused_with_what_can():
         Fleet(RECIPE, (Member(0, (("d_sae", 64),)),))
     with pytest.raises(ConfigError, match="k = 7 does not fit the 6 candidates"):
         Fleet(RECIPE, (Member(0, (("k", 7),)),))
+    for value in (2.5, 1e10):  # jax would make another number of it, under the name of this one
+        with pytest.raises(ConfigError, match=rf"'dead_after_tokens' of recipe 'topk' is a whole number .*{value}"):
+            Fleet(RECIPE, (Member(0, (("dead_after_tokens", value),)),))
+    with pytest.raises(ConfigError, match="a fleet's member must be a whole number"):
+        Member(-1)
     with pytest.raises(ConfigError, match="same scalars"):
         Fleet(RECIPE, (Member(0, (("k", 4),)), Member(1)))
 

@@ -249,6 +249,9 @@ def test_wrong_paths_sites_and_sizes_are_one_sentence(cache, tmp_path):
         train(make(cache, tmp_path / "run", hook_name="blocks.1.hook_resid_pst"))
     with pytest.raises(ConfigError, match=r"training_tokens.*less than one batch"):
         make(cache, tmp_path / "run", tokens=63)
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match="config key 'seed' must be a whole number from 0"):
+            make(cache, tmp_path / "run", seed=seed)
     with pytest.raises(ConfigError, match=r"log\.every_steps"):
         LogPolicy(every_steps=0)
     with pytest.raises(ConfigError, match=r"k must lie between 1 and d_sae"):
