@@ -5,6 +5,7 @@ multiple of 128 are covered by two spans that overlap.
 """
 
 import importlib
+import re
 from collections.abc import Callable
 from types import ModuleType
 
@@ -34,14 +35,15 @@ def objection(dtype: str, width: int) -> str | None:
     if jax.__version_info__ < OLDEST_JAX:
         return f"needs jax >= 0.11, this is {jax.__version__}"
     if device()[0] == jax.default_backend() == "gpu" and not _is_hopper():
-        return "needs a GPU of compute capability 9.0 or more (Hopper)"
+        return "needs an NVIDIA GPU of compute capability 9.0 or more (Hopper)"
     return None
 
 
 def _is_hopper() -> bool:
     """Whether the first device is of the oldest generation that Mosaic GPU compiles for, or a younger one."""
-    capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
-    return float(capability.split("a")[0]) >= 9.0
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    number = re.match(r"\d+\.\d+", capability)  # "9.0"; of an AMD GPU "gfx942"
+    return number is not None and float(number[0]) >= 9.0
 
 
 def implementation(run: Callable, refuse: Callable[[Shape, str], str | None] | None = None) -> Implementation:

@@ -165,3 +165,26 @@ def test_the_adam_step_takes_its_gradient_from_what_was_named(name, monkeypatch)
     assert asked == ["kernel"] * (name == "pallas_gpu")
     expected = np.full((9, 128), 0.1) if name == "pallas_gpu" else np.where(np.arange(9)[:, None] == 0, 0.2, 0.0)
     np.testing.assert_allclose(mu, np.broadcast_to(expected, (9, 128)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("capability", "can"), [("9.0", True), ("10.0a", True), ("8.9", False), ("gfx942", False), (None, False)]
+)
+def test_gpus_of_other_kinds_get_xla(capability, can, monkeypatch):
+    """Among them AMD's, whose capability is no number."""
+    here = types.SimpleNamespace(
+        platform="gpu", device_kind="a GPU", **({"compute_capability": capability} if capability else {})
+    )
+    monkeypatch.setattr(_gpu, "OLDEST_JAX", (0, 1))
+    monkeypatch.setattr(_gpu.jax, "devices", lambda *_: [here])
+    monkeypatch.setattr(_gpu.jax, "default_backend", lambda: "gpu")
+    with compiling_for("gpu", "a GPU"):
+        assert (_gpu.objection("float32", 512) is None) == can
+        chosen = choose(
+            "op",
+            None,
+            {"pallas_gpu": _gpu.implementation(lambda: "kernel"), "xla": lambda: "xla"},
+            {"E": 512},
+            "float32",
+        )
+        assert chosen() == ("kernel" if can else "xla")
