@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from jaxsae.plan.plan import Plan
 from jaxsae.plan.setting import mesh_text
+from jaxsae.train.room import ROOM
 
 GIB = 2**30
 
@@ -59,8 +60,8 @@ def _memory(plan: Plan) -> Iterator[str]:
     one = " (of one run at a time)" if plan.runs > 1 else ""
     size = gib(plan.exported, 3)
     yield (
-        f"Host memory for the exported dictionary, in each process at the end of the run{one}: {size} GiB; where a "
-        "machine has less, it stays in the checkpoint."
+        f"Host memory for the exported dictionary, in process 0 at the end of the run{one}: {size} GiB, three times as "
+        f"much behind a URL; where that is more than {100 * ROOM:.0f} % of its machine's, it stays in the checkpoint."
     )
     yield ""
     if m.why:

@@ -34,7 +34,7 @@ class Plan:
         mesh: devices by axis; `reason` says why.
         rows: of the global batch, which all runs read; `steps` of them in the run.
         measured: the compiled step.
-        exported: bytes of a run's dictionary, which `train` takes into each process's memory at the end.
+        exported: bytes of a run's dictionary, which `train` takes into the memory of process 0 at the end.
         parts: least times by part; empty for unknown devices.
         advice: other settings that were compiled because this one does not fit.
         versions: of the programs that made it.

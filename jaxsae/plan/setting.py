@@ -89,7 +89,7 @@ def state_bytes(setting: Setting) -> int:
 
 
 def exported_bytes(setting: Setting) -> int:
-    """Of one run's dictionary, which `train` takes into the memory of each process at the end."""
+    """Of one run's dictionary, which `train` takes into the memory of process 0 at the end."""
     state = _state(setting.method, _batch(setting))
     try:
         return _bytes(jax.eval_shape(lambda state: setting.method.export(state).params, state))

@@ -137,7 +137,7 @@ def test_the_page_tells_the_host_memory(local):
     found = plan(CONFIG, local, suggest=False)
     size = 4 * (2 * D * S + S + D) + 4  # and k
     assert found.exported == found.to_json()["exported"] == size
-    line = "Host memory for the exported dictionary, in each process at the end of the run: 512.000 GiB; where"
+    line = "Host memory for the exported dictionary, in process 0 at the end of the run: 512.000 GiB, three times"
     assert line in page(dataclasses.replace(found, exported=512 * 2**30))
 
 

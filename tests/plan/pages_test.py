@@ -41,7 +41,7 @@ def test_weights_and_moments_are_those_of_both_matrices(path):
 def test_page_and_data_tell_the_host_memory_of_both_matrices(path):
     plan, text = json.loads(path.read_text()), path.with_suffix(".md").read_text()
     assert plan["exported"] == pytest.approx(2 * 4 * plan["d_in"] * plan["d_sae"], rel=1e-3)
-    assert f"in each process at the end of the run: {gib(plan['exported'], 3)} GiB; where a machine" in text
+    assert f"in process 0 at the end of the run: {gib(plan['exported'], 3)} GiB, three times as much behind" in text
     assert f"**fits**: {gib(plan['peak'])} of {gib(plan['limit'])} GiB at the peak" in text
 
 
