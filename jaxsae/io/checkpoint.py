@@ -167,6 +167,13 @@ class Checkpoints:
         except Damaged as e:
             raise CheckpointError(f"checkpoint {step} in {self.folder!r} is damaged: {e}") from e
 
+    def newest_meta(self) -> Meta | None:
+        """What the newest checkpoint that can tell says about itself, or None; `restore` names those that cannot."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(CheckpointError):
+                return self.meta(step)
+        return None
+
     def restore(self, target: PyTree, step: int | None = None) -> Restored | None:
         """Reads the newest sound checkpoint, or the one of `step`.
 

@@ -48,9 +48,13 @@ def export(
         raise CheckpointError(f"there are no checkpoints in {str(folder)!r}; expected a run of `jaxsae train`")
     with Checkpoints(folder.checkpoints, create=False) as kept:
         steps = kept.steps()
-        if not steps or (step is not None and step not in steps):
+        if step is not None and step not in steps:
             raise CheckpointError(f"{str(folder)!r} has no checkpoint of step {step}; it has {steps or 'none'}")
-        recipe = from_dict(kept.meta(steps[-1] if step is None else step).config["recipe"], Recipe | Fleet)
+        meta = kept.newest_meta() if step is None else kept.meta(step)
+        if meta is None:
+            found = f"those of steps {steps}, all damaged" if steps else "none"
+            raise CheckpointError(f"expected a checkpoint in {str(folder)!r} that can be read, found {found}")
+        recipe = from_dict(meta.config["recipe"], Recipe | Fleet)
         runs = recipe.size if isinstance(recipe, Fleet) else 0
         if (member is not None) if not runs else (member is None or not 0 <= member < runs):
             wanted = f"a member from 0 to {runs - 1} of the sweep" if runs else "no member, it is a single run"
@@ -60,8 +64,8 @@ def export(
         restored = kept.restore(Programs(recipe, mesh, sample).abstract, step)
     if restored is None:
         raise CheckpointError(f"{str(folder)!r} has no sound checkpoint to export")
-    meta = Meta().with_extra(step=int(restored.state.step))
+    provenance = Meta().with_extra(step=int(restored.state.step))
     with parallel.use(mesh):
         if member is None:
-            return recipe.export(restored.state, form, meta)
-        return recipe.export(restored.state, member, form, meta=meta)
+            return recipe.export(restored.state, form, provenance)
+        return recipe.export(restored.state, member, form, meta=provenance)

@@ -7,7 +7,7 @@ import jax
 
 from jaxsae.config import from_dict
 from jaxsae.data.sources import Source
-from jaxsae.errors import CheckpointError, ConfigError
+from jaxsae.errors import ConfigError
 from jaxsae.io.checkpoint import Checkpoints, Restored
 from jaxsae.recipes import Programs, Recipe, State
 from jaxsae.train.fleet import Fleet
@@ -48,14 +48,10 @@ def continue_from(
 
 def _refuse_other_run(checkpoints: Checkpoints, about: dict[str, Any], recipe: Recipe | Fleet, steps: int) -> None:
     """Compares with the newest checkpoint whose account of itself can be read."""
-    for step in reversed(checkpoints.steps()):
-        try:
-            meta = checkpoints.meta(step)
-            break
-        except CheckpointError:
-            continue  # damaged: restore() names it
-    else:
+    meta = checkpoints.newest_meta()
+    if meta is None:
         return
+    step = meta.step
     where = f"the run in {checkpoints.folder.removesuffix('/checkpoints')!r}"
     advice = "go on with the old value or choose another output"
     for name in ("run", "source"):

@@ -141,6 +141,12 @@ def test_any_checkpoint_exports_to_any_format(cache, tmp_path):
         export(tmp_path / "run", step=7)
     with pytest.raises(CheckpointError, match="there are no checkpoints in"):
         export(tmp_path / "nowhere")
+    kept = tmp_path / "run/checkpoints"
+    (kept / "40/meta/metadata").write_text("{")  # all that tells which method it is of
+    assert digests(export(tmp_path / "run").params) == digests(earlier.params)
+    (kept / "30/meta/metadata").write_text("{")
+    with pytest.raises(CheckpointError, match=r"that can be read, found those of steps \[30, 40\], all damaged"):
+        export(tmp_path / "run")
 
 
 def test_repeating_a_complete_run_changes_nothing(cache, tmp_path):
