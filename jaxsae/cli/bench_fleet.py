@@ -1,14 +1,13 @@
 """`jaxsae bench fleet`: a step of many runs as one program beside the same number of single steps."""
 
 import dataclasses
-import json
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxsae.cli._bench_shapes import Shape, shape_of
 from jaxsae.cli._bench_timing import environment, peak_bytes, spread, timed
+from jaxsae.cli._results import check_place, write_result
 from jaxsae.errors import ConfigError
 from jaxsae.train.memory import keep_freed_memory
 
@@ -54,6 +53,7 @@ class BenchFleet:
         if self.members < 1:
             raise ConfigError(f"bench: members must be at least 1, found {self.members}")
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
+        check_place(self.out)
         if self.keep_memory:
             keep_freed_memory()
         together = None if self.together == "auto" else self.together
@@ -73,8 +73,7 @@ class BenchFleet:
             "settings": dataclasses.asdict(self),
         }
         _print(result)
-        if self.out:
-            pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
+        write_result(self.out, result)
         return result
 
 

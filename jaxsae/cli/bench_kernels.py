@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jaxsae.cli._bench_ops import OPS, rows
 from jaxsae.cli._bench_shapes import Shape, shape_of
 from jaxsae.cli._bench_timing import environment, in_turn, spread, streaming_bytes, timed
+from jaxsae.cli._results import check_place, write_result
 from jaxsae.errors import ConfigError, closest
 from jaxsae.kernels import _dispatch
 from jaxsae.train.memory import keep_freed_memory
@@ -51,6 +52,9 @@ class BenchKernels:
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
         keep_freed_memory()
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
+        check_place(self.out)
+        if self.tune:
+            check_place(str(_dispatch.table_path(_dispatch.device()[1])))
         for name in self.ops:
             if name not in OPS:
                 raise ConfigError(f"bench kernels: no op {name!r}{closest(name, OPS)}")
@@ -74,8 +78,7 @@ class BenchKernels:
         _print(result)
         if self.tune:
             write_table({name: (op.axes, op.dtype or self.dtype) for name, op in ops.items()}, seconds)
-        if self.out:
-            pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
+        write_result(self.out, result)
         return result
 
     def _named(self, op: str, available: _dispatch.Available, axes: dict[str, int], dtype: str) -> list[str]:
@@ -112,8 +115,7 @@ def write_table(calls: dict[str, tuple[dict[str, int], str]], seconds: dict[str,
         rows = [r for r in whole["ops"].get(op, []) if (r["shape"], r["dtype"]) != (sizes, dtype)]
         whole["ops"][op] = [*rows, {"shape": sizes, "dtype": dtype, "milliseconds": times}]
     whole["environment"] = environment()
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1) + "\n")
+    write_result(str(path), whole)
     _dispatch.table.cache_clear()
     return path
 

@@ -1,14 +1,13 @@
 """`jaxsae bench methods`: what a training step of every published method costs, relative to `topk`."""
 
 import dataclasses
-import json
-import pathlib
 import time
 from typing import Any
 
 import numpy as np
 
 from jaxsae.cli._bench_timing import spread
+from jaxsae.cli._results import check_place, write_result
 from jaxsae.errors import ConfigError, closest
 
 
@@ -40,6 +39,8 @@ class BenchMethods:
         """Measures and prints a table; returns what the JSON holds."""
         import jax
 
+        spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
+        check_place(self.out)
         steps = {name: self._ready(recipe) for name, recipe in self._recipes().items()}
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(self.repeats):
@@ -58,8 +59,7 @@ class BenchMethods:
             "settings": dataclasses.asdict(self),
         }
         _print(result)
-        if self.out:
-            pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
+        write_result(self.out, result)
         return result
 
     def _recipes(self) -> dict[str, Any]:

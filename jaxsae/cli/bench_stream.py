@@ -1,8 +1,6 @@
 """`jaxsae bench stream`: how fast rows come from a cache to the iterator and to the device."""
 
 import dataclasses
-import json
-import pathlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ import numpy as np
 
 from jaxsae.cli._bench_shapes import Shape, shape_of
 from jaxsae.cli._bench_timing import environment, spread
+from jaxsae.cli._results import check_place, write_result
 from jaxsae.data import Block, CacheSource, CacheWriter, Manifest, open_cache, stream
 from jaxsae.errors import ConfigError
 
@@ -51,6 +50,7 @@ class BenchStream:
             if getattr(self, name) < 1:
                 raise ConfigError(f"bench stream: {name} must be at least 1, found {getattr(self, name)}")
         spread([1.0] * self.repeats)  # refuses 0 before anything is written
+        check_place(self.out)
         if self.cache:
             return self._report(open_cache(self.cache), shape)
         rows = int(self.gigabytes * 1e9) // (2 * shape.d_in)
@@ -79,8 +79,7 @@ class BenchStream:
             "settings": dataclasses.asdict(self),
         }
         _print(result)
-        if self.out:
-            pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
+        write_result(self.out, result)
         return result
 
     def _rate(self, source: CacheSource, size: int, put: Callable | None) -> dict[str, float]:

@@ -1,15 +1,14 @@
 """`jaxsae bench train`: the whole training step beside its floor, and beside other libraries' steps."""
 
 import dataclasses
-import json
 import os
-import pathlib
 from contextlib import ExitStack, closing
 from typing import Any, Literal
 
 from jaxsae.cli._bench_peers import PEERS, Peer
 from jaxsae.cli._bench_shapes import Shape, shape_of
 from jaxsae.cli._bench_timing import environment, in_turn, peak_bytes, spread, streaming_bytes, timed
+from jaxsae.cli._results import check_place, write_result
 from jaxsae.errors import ConfigError
 from jaxsae.train.memory import keep_freed_memory
 
@@ -58,6 +57,7 @@ class BenchTrain:
 
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
+        check_place(self.out)
         if not 0 <= self.dead <= 1 or round(self.dead * shape.d_sae) > shape.d_sae - shape.k:
             raise ConfigError(f"bench: dead must be a share from 0 that leaves k latents alive, found {self.dead:g}")
         if self.dead and (self.peers or self.only_peers):
@@ -99,8 +99,7 @@ class BenchTrain:
             "environment": environment(),
             "settings": dataclasses.asdict(self),
         }
-        if self.out:
-            pathlib.Path(self.out).write_text(json.dumps(result, indent=1))
+        write_result(self.out, result)
         return result
 
     def _alone(self, peer: Peer) -> tuple[Peer, dict[str, float]]:

@@ -1,7 +1,6 @@
 """`jaxsae plan`: whether a run fits and what it costs, before anything is rented."""
 
-import json
-import pathlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from jaxsae.cli._results import check_place, write_result
 from jaxsae.config import from_dict, read_file
 from jaxsae.errors import ConfigError
 from jaxsae.train import TrainConfig
@@ -50,6 +50,12 @@ class Plan:
         from jaxsae.plan import open_target, page, plan
 
         config = from_dict(read_file(self.file), TrainConfig)
+        if (self.output or "").endswith(".json"):
+            raise ConfigError(
+                f"--output names the page, the data beside it gets the same name in .json: expected one such as plan.md"
+                f", found {self.output!r}"
+            )
+        check_place(self.output or "")
         print(f"compiling the step for {self.topology} ...", file=sys.stderr)
         tell = lambda text: print(text, file=sys.stderr)  # noqa: E731
         found = plan(config, open_target(self.topology), dtype=self.dtype, suggest=self.suggest, tell=tell)
@@ -57,11 +63,9 @@ class Plan:
         if self.output is None:
             print(text)
         else:
-            path = pathlib.Path(self.output)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, text)
-            write_atomic(path.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
-            print(f"{_VERDICTS[found.measured.fits]}: {path}")
+            write_atomic(self.output, text)
+            write_result(os.path.splitext(self.output)[0] + ".json", data)
+            print(f"{_VERDICTS[found.measured.fits]}: {self.output}")
         if found.measured.fits is False:
             raise ConfigError(f"{self.file}: the step does not fit on {self.topology}; {self._way_out(found.advice)}")
         return data

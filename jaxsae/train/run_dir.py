@@ -186,9 +186,17 @@ def _lock(handle: int, folder: pathlib.Path) -> None:
 
 
 def make_folder_of(path: str | os.PathLike) -> None:
-    """Makes the folder that a file is to lie in; behind a URL there are none to make."""
-    if "://" not in os.fspath(path):
+    """Makes the folder that a file is to lie in; behind a URL there are none to make.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    if "://" in os.fspath(path):
+        return
+    try:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"the folder of {str(path)!r} cannot be made: {e.strerror or e}; choose another") from e
 
 
 def write_atomic(path: str | os.PathLike, text: str) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxsae.cli.bench_methods import BenchMethods
 from jaxsae.cli.main import parse
 from jaxsae.errors import ConfigError
 
@@ -22,3 +23,13 @@ def test_topk_is_the_measure(tmp_path):
 def test_an_unknown_method_is_refused_with_a_hint():
     with pytest.raises(ConfigError, match="no method 'topkk'; did you mean 'topk'"):
         parse("bench methods", [*TINY, "--only", "topkk"]).run()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--repeats", "0"], "repeats = 0 measures nothing"), (["--out", "/dev/null/a.json"], "cannot be made")],
+)
+def test_what_would_end_in_nothing_is_refused_before_anything_is_compiled(more, message, monkeypatch):
+    monkeypatch.setattr(BenchMethods, "_ready", None)
+    with pytest.raises(ConfigError, match=message):
+        parse("bench methods", [*TINY, *more]).run()

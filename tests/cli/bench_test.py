@@ -15,6 +15,7 @@ from jaxsae.cli import _bench_peers
 from jaxsae.cli._bench_ops import OPS
 from jaxsae.cli._bench_shapes import Shape
 from jaxsae.cli._bench_timing import in_turn
+from jaxsae.cli.bench_fleet import BenchFleet
 from jaxsae.cli.bench_kernels import BenchKernels
 from jaxsae.cli.bench_train import BenchTrain, with_dead
 from jaxsae.errors import ConfigError
@@ -108,6 +109,8 @@ def test_calls_are_taken_in_turn():
         (lambda: BenchTrain(**{**SMALL, "repeats": 0}), "repeats = 0 measures nothing"),
         (lambda: BenchTrain(**SMALL, only_peers=("sparsifi",)), "no peer 'sparsifi'; did you mean 'sparsify'"),
         (lambda: BenchTrain(**SMALL, peers=True, dtype="bfloat16"), "peers are measured in float32 on the CPU"),
+        (lambda: BenchTrain(**SMALL, out="/dev/null/a.json"), "the folder of '/dev/null/a.json' cannot be made"),
+        (lambda: BenchFleet(**SMALL, out="/dev"), "'/dev' is a folder, expected the name of a file"),
         (lambda: BenchKernels(**SMALL, ops=("encode",)), "no op 'encode'; did you mean 'encode_topk'"),
         (
             lambda: BenchKernels(**SMALL, implementation="pallas_gpu", ops=("topk",)),

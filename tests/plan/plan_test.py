@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxsae.cli.plan import Plan as Command
 from jaxsae.config import from_dict, read_file
 from jaxsae.data.manifest import Manifest
 from jaxsae.data.writer import Block, CacheWriter
@@ -196,3 +197,15 @@ def test_the_command_ends_with_a_sentence_and_a_status(tmp_path):
     assert done.returncode == 1
     assert "the nearest are 32 or 40" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_the_step_is_compiled(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("type: train\nrecipe: {type: recipe.topk, d_in: 8, d_sae: 32, k: 2}\ncache: none\n")
+    with pytest.raises(ConfigError, match=r"the folder of '/dev/null/plan\.md' cannot be made"):
+        Command(str(file), output="/dev/null/plan.md").run()
+    with pytest.raises(ConfigError, match=r"the data beside it .* found 'plan\.json'"):  # the data would take its place
+        Command(str(file), output="plan.json").run()
+    data = Command(str(file), output=str(tmp_path / "a/plan.md")).run()
+    assert json.loads((tmp_path / "a/plan.json").read_text()) == json.loads(json.dumps(data))
+    assert (tmp_path / "a/plan.md").read_text().startswith("# topk: 8 to 32 latents")
