@@ -29,7 +29,8 @@ class BenchKernels:
         ops: ops to measure; all of them if empty.
         implementation: measure this one alone; all that run here if empty.
         repeats: rounds.
-        tune: write the times into the table that `implementation=None` reads on this kind of device.
+        tune: write the times into the table that `implementation=None` reads on this kind of device; not of one
+            implementation alone.
         out: where to write the result as JSON; nowhere if empty.
     """
 
@@ -52,6 +53,8 @@ class BenchKernels:
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
         keep_freed_memory()
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
+        if self.tune and self.implementation:  # alone in its row it would be the fastest, whatever others take
+            raise ConfigError("bench kernels: --tune compares implementations; leave out --implementation or --tune")
         check_place(self.out)
         if self.tune:
             check_place(str(_dispatch.table_path(_dispatch.device()[1])))

@@ -111,6 +111,7 @@ def test_calls_are_taken_in_turn():
         (lambda: BenchTrain(**SMALL, peers=True, dtype="bfloat16"), "peers are measured in float32 on the CPU"),
         (lambda: BenchTrain(**SMALL, out="/dev/null/a.json"), "the folder of '/dev/null/a.json' cannot be made"),
         (lambda: BenchFleet(**SMALL, out="/dev"), "'/dev' is a folder, expected the name of a file"),
+        (lambda: BenchKernels(**SMALL, tune=True, implementation="xla"), "--tune compares implementations"),
         (lambda: BenchKernels(**SMALL, ops=("encode",)), "no op 'encode'; did you mean 'encode_topk'"),
         (
             lambda: BenchKernels(**SMALL, implementation="pallas_gpu", ops=("topk",)),
