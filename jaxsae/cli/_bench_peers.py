@@ -111,7 +111,10 @@ class Peer:
             settings |= {"CUDA_VISIBLE_DEVICES": "", "SPARSIFY_DISABLE_TRITON": "1"}
         command = [python or sys.executable, "-m", "jaxsae.cli._bench_peers", name, sizes, device]
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, text=True, env=settings, **pipe)  # type: ignore[call-overload]
+        try:
+            self.process = subprocess.Popen(command, text=True, env=settings, **pipe)  # type: ignore[call-overload]
+        except OSError as e:
+            raise ConfigError(f"bench: peers_python {command[0]!r} cannot be run: {e.strerror or e}") from e
         self.about: dict[str, Any] = {}
 
     def ready(self) -> None:

@@ -108,6 +108,10 @@ def test_calls_are_taken_in_turn():
         (lambda: BenchTrain(shape="smoll"), "no shape 'smoll'; did you mean 'smol'"),
         (lambda: BenchTrain(**{**SMALL, "repeats": 0}), "repeats = 0 measures nothing"),
         (lambda: BenchTrain(**SMALL, only_peers=("sparsifi",)), "no peer 'sparsifi'; did you mean 'sparsify'"),
+        (
+            lambda: BenchTrain(**SMALL, peers=True, peers_python="/nowhere/python"),
+            "'/nowhere/python' cannot be run: No such",
+        ),
         (lambda: BenchTrain(**SMALL, peers=True, dtype="bfloat16"), "peers are measured in float32 on the CPU"),
         (lambda: BenchTrain(**SMALL, out="/dev/null/a.json"), "the folder of '/dev/null/a.json' cannot be made"),
         (lambda: BenchFleet(**SMALL, out="/dev"), "'/dev' is a folder, expected the name of a file"),
