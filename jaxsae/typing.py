@@ -29,6 +29,3 @@ CodeValues: TypeAlias = Float[Array, "B K"]
 CodeIndices: TypeAlias = Int[Array, "B K"]
 Scalar: TypeAlias = Float[Array, ""]
 Flag: TypeAlias = Bool[Array, ""]
-
-#: What one axis letter means; used in error messages about shapes.
-AXIS_NAMES = {"B": "rows", "D": "d_in", "E": "d_out", "S": "d_sae", "L": "sites", "N": "runs"}

@@ -16,8 +16,6 @@ from jaxsae.data.windows import PADDING, Window
 from jaxsae.errors import ConfigError
 from jaxsae.hosts.placement import place
 
-AfterEach = Callable[[int], None] | None
-
 
 @functools.partial(jax.jit, static_argnames=("model", "sites", "dtype"))
 def _run(model: Any, params: Any, tokens: jax.Array, *, sites: tuple[str, ...], dtype: str) -> dict[str, Any]:

@@ -50,11 +50,6 @@ def libtpu_version() -> str:
     return importlib.metadata.version("libtpu")
 
 
-def jax_is_at_least(*version: int) -> bool:
-    """Whether the installed jax has the features the Pallas kernels use."""
-    return tuple(jax.__version_info__[: len(version)]) >= version
-
-
 @cache
 def _devices(topology: str) -> tuple[Any, ...]:
     return tuple(tpu_devices(topology))

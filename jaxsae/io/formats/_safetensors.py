@@ -5,7 +5,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -127,8 +126,3 @@ def chunks(arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None)
     yield text
     for name in order:
         yield np.ascontiguousarray(np.asarray(arrays[name])).reshape(-1).view(np.uint8).data
-
-
-def is_safetensors(name: str) -> bool:
-    """By the name of the file."""
-    return os.path.splitext(name)[1] == ".safetensors"
