@@ -268,3 +268,13 @@ def check_k(op: str, k: int, size: int) -> None:
     """Refuses a k that the op cannot serve."""
     if not 0 < k <= size:
         raise ConfigError(f"{op}: k must lie between 1 and the {size} candidates, found {k}")
+
+
+def check_countable(op: str, shape: Shape) -> None:
+    """Refuses more entries on a device than an int32, in which they are counted, has numbers for."""
+    entries = math.prod(shape.values())
+    if entries >= 2**31:
+        raise ConfigError(
+            f"{op}: counts at most {2**31 - 1} entries on a device, found {entries} ({dict(shape)}); take fewer rows "
+            "at once, or more devices"
+        )

@@ -9,7 +9,7 @@ import pytest
 
 from jaxsae import parallel
 from jaxsae.errors import ConfigError
-from jaxsae.kernels import _dispatch, keep_best, keep_best_of_columns
+from jaxsae.kernels import _dispatch, keep_best, keep_best_of_columns, topk_mask
 from jaxsae.kernels.keep_best.api import IMPLEMENTATIONS
 
 CASES = {
@@ -99,6 +99,19 @@ def test_refuses_numbers_that_float32_would_round_and_lists_longer_than_a_column
         why = f"keep_best_of_columns: k must lie between 1 and the 2 candidates, found {most}"
         with pytest.raises(ConfigError, match=why):
             keep_best_of_columns(jnp.zeros((2, 8)), jnp.ones(8, jnp.int32), most)
+
+
+@pytest.mark.parametrize("op", [lambda x: keep_best(x, 3), lambda x: topk_mask(x, 3, over="all")])
+def test_refuses_more_entries_than_an_int32_counts(op):
+    with pytest.raises(ConfigError, match=r"counts at most 2147483647 entries on a device, found 2147483648 \("):
+        jax.eval_shape(op, jax.ShapeDtypeStruct((2**14, 2**17), jnp.float32))
+    jax.eval_shape(op, jax.ShapeDtypeStruct((2**14, 2**16), jnp.float32))
+
+
+def test_the_mesh_in_force_divides_what_is_counted():
+    with parallel.use(parallel.make_mesh(2, 4)):
+        wide = jax.ShapeDtypeStruct((2**14, 2**17), jnp.float32)
+        assert jax.eval_shape(lambda x: keep_best(x, 3, latents=True), wide).shape == wide.shape
 
 
 def test_a_nan_is_worse_than_anything():

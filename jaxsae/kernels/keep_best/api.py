@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 
-from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
+from jaxsae.kernels._dispatch import Available, Implementation, check_countable, check_k, choose
 from jaxsae.kernels.keep_best import reference, xla
 from jaxsae.kernels.sharded import keep_best as sharded
 from jaxsae.kernels.topk_mask.xla import check_dtype
@@ -30,7 +30,8 @@ def keep_best(
 
     Args:
         score: [B, C] f32, bf16 or f16; NaN ranks below everything, -0.0 as 0.0.
-        count: [] int32, how many; 0 or less keeps none.  B * C and count times the number of devices below 2^31.
+        count: [] int32, how many; 0 or less keeps none.  Count times the number of devices below 2^31, and so the
+            entries of all devices that equal the last one kept.
         latents: the columns are all latents, so a mesh spreads them over its axis of that name; otherwise they are a
             list of candidates, whole on every device.
         implementation: None (best here), "xla" or "reference".
@@ -39,7 +40,7 @@ def keep_best(
         [B, C] bool.
 
     Raises:
-        ConfigError: another dtype, or an implementation that cannot serve the call.
+        ConfigError: another dtype, 2^31 entries or more on a device, or an implementation that cannot serve the call.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,6 +50,7 @@ def keep_best(
     check_dtype("keep_best", score.dtype)
     split = sharded.spread(score, latents)
     shape = {"B": len(score) // (split.data if split else 1), "C": score.shape[1] // (split.latent if split else 1)}
+    check_countable("keep_best", shape)
     run = choose("keep_best", implementation, _IN_PARTS if split else IMPLEMENTATIONS, shape, score.dtype)
     return sharded.keep_best(run, jax.lax.stop_gradient(score), count, latents)
 

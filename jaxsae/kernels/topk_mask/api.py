@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jaxsae.errors import ConfigError, closest
-from jaxsae.kernels._dispatch import Available, Implementation, check_k, choose
+from jaxsae.kernels._dispatch import Available, Implementation, check_countable, check_k, choose
 from jaxsae.kernels.topk_mask import pallas_tpu, reference, xla
 
 #: In order of preference.  The TPU kernel is asked for by name until a device's measured table prefers it.
@@ -30,8 +30,8 @@ def topk_mask(x: jax.Array, k: int | jax.Array, *, over: str = "row", implementa
         [B, S] bool.
 
     Raises:
-        ConfigError: k out of range, another dtype, another word than these two, or an implementation that cannot serve
-            the call.
+        ConfigError: k out of range, another dtype, another word than these two, 2^31 entries or more to choose from, or
+            an implementation that cannot serve the call.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,5 +45,6 @@ def topk_mask(x: jax.Array, k: int | jax.Array, *, over: str = "row", implementa
     if isinstance(k, int | np.integer):
         check_k("topk_mask", int(k), rows.shape[1])
     shape = {"B": rows.shape[0], "S": rows.shape[1]}
+    check_countable("topk_mask", {"S": rows.shape[1]})
     least, last = choose("topk_mask", implementation, IMPLEMENTATIONS, shape, x.dtype)(rows, k)
     return xla.above(rows, least, last).reshape(x.shape)
