@@ -1,12 +1,11 @@
 """What a command has found, as a JSON file: a place that cannot be written is refused before the work, not after it."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from jaxsae.errors import ConfigError
-from jaxsae.train.run_dir import make_folder_of, write_atomic
+from jaxsae.train.run_dir import make_folder_of, write_json
 
 
 def check_place(path: str) -> None:
@@ -32,5 +31,4 @@ def write_result(path: str, result: Mapping[str, Any]) -> None:
         ConfigError: its folder cannot be made.
     """
     if path:
-        make_folder_of(path)
-        write_atomic(path, json.dumps(result, indent=1) + "\n")
+        write_json(path, result)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -64,8 +63,7 @@ def run(
     from jaxsae import parallel
     from jaxsae.cli._stages import stages
     from jaxsae.report import evaluated, open_subject
-    from jaxsae.report.page import plain
-    from jaxsae.train.run_dir import make_folder_of, write_atomic
+    from jaxsae.train.run_dir import plain, write_json
 
     subject = open_subject(path, **surroundings)
     tell_mesh(subject)
@@ -74,8 +72,7 @@ def run(
     place = output or beside(path, subject.folder, "eval.json")
 
     def tell() -> None:
-        make_folder_of(place)
-        write_atomic(place, json.dumps(numbers, indent=1) + "\n")
+        write_json(place, numbers)
         print_numbers(subject.name, numbers, str(place))
 
     parallel.on_first("evaluation", tell)

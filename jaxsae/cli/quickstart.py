@@ -12,10 +12,9 @@ from jaxsae.errors import ConfigError
 from jaxsae.evals import FeaturesConfig
 from jaxsae.recipes import topk
 from jaxsae.report import Subject, open_subject
-from jaxsae.report.page import plain
 from jaxsae.train import CheckpointPolicy, EvaluatePolicy, LogPolicy, TrainConfig
 from jaxsae.train.memory import keep_freed_memory
-from jaxsae.train.run_dir import write_atomic
+from jaxsae.train.run_dir import plain, write_json
 
 #: Keys of the evaluation that report.json carries, in its order.
 NUMBERS: tuple[str, ...] = ("clean_ce", "sae_ce", "mean_ce", "zero_ce", "loss_recovered_mean", "loss_recovered_zero")
@@ -63,7 +62,7 @@ class Quickstart:
         seconds.of("evaluate", lambda: self._evaluate(host))
         report = seconds.of("report", lambda: self._report(host))
         report = {**plain(report), "seconds": seconds.so_far()}
-        write_atomic(self.out / "report.json", json.dumps(report, indent=1) + "\n")
+        write_json(self.out / "report.json", report)
         return report
 
     def _check(self) -> None:

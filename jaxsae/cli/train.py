@@ -50,12 +50,12 @@ def print_table(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{summary['recipe']} at {summary['site']}", show_header=False)
-    train_metrics, heldout = summary.get("train", {}), summary.get("heldout", {})
+    records = (("train", summary.get("train", {})), ("held-out", summary.get("heldout", {})))
     table.add_row("width", f"{summary['d_in']} to {summary['d_sae']} latents")
     table.add_row("steps", f"{summary['steps']:,} ({summary['tokens_trained']:,} tokens)")
     table.add_row("time", f"{summary['seconds']:.0f} s")
     for name, key in (("FVU", "fvu"), ("L0", "l0"), ("dead share", "dead_share")):
-        values = [f"{m[key]:.4g} {kind}" for kind, m in (("train", train_metrics), ("held-out", heldout)) if key in m]
+        values = [f"{_number(m[key])} {kind}" for kind, m in records if key in m]
         if values:
             table.add_row(name, ", ".join(values))
     table.add_row("dictionary", summary["sae"] or summary["left_out"])
@@ -71,7 +71,12 @@ def _runs_table(runs: list[dict[str, Any]]) -> Any:
     names = [n for n in ("loss", "fvu", "l0", "dead_share") if any(n in r for r in runs)]
     table = Table("run", *names, "dictionary", title="runs of the sweep")
     for run in runs:
-        numbers = [f"{run[n]:.4g}" if n in run else "-" for n in names]
+        numbers = [_number(run.get(n)) for n in names]
         left = f"diverged at step {run['stopped']}" if "stopped" in run else run.get("sae") or run["left_out"]
         table.add_row(run["name"], *numbers, left)
     return table
+
+
+def _number(value: float | None) -> str:
+    """None stands for what is not known, or was not finite when the log was written."""
+    return "-" if value is None else f"{value:.4g}"

@@ -1,7 +1,6 @@
 """The report of a run or of any dictionary: a page for people and report.json for programs."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +13,9 @@ from jaxsae.evals.evaluate import EvalConfig, evaluate
 from jaxsae.evals.features import FeaturesConfig
 from jaxsae.evals.reconstruction import Progress, silent
 from jaxsae.report.collect import page_data, recipe_of, tokens_trained
-from jaxsae.report.page import plain, render
+from jaxsae.report.page import render
 from jaxsae.report.subject import Subject, fingerprint, open_subject
-from jaxsae.train.run_dir import make_folder_of, write_atomic
+from jaxsae.train.run_dir import make_folder_of, write_atomic, write_json
 
 #: A subject, the path of a run, or (sae, host, cache).
 SubjectLike = Subject | str | os.PathLike | tuple
@@ -76,7 +75,7 @@ def build_report(
     report["html"] = page
     make_folder_of(page)
     write_atomic(page, text)
-    write_atomic(page.removesuffix(".html") + ".json", json.dumps(plain(report), indent=1) + "\n")
+    write_json(page.removesuffix(".html") + ".json", report)
     return report
 
 

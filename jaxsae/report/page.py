@@ -2,11 +2,12 @@
 
 import html
 import json
-import math
 import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
+
+from jaxsae.train.run_dir import plain
 
 _PARTS = re.compile(r"@(title|style|script|data)@")
 
@@ -37,17 +38,6 @@ def embedded(data: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def plain(data: Any) -> Any:
-    """The same data with None for numbers that JSON cannot hold."""
-    if isinstance(data, Mapping):
-        return {str(k): plain(v) for k, v in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [plain(v) for v in data]
-    if isinstance(data, float) and not math.isfinite(data):
-        return None
-    return data
 
 
 def _file(name: str) -> str:

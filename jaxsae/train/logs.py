@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxsae.errors import CheckpointError, ConfigError
-from jaxsae.train.run_dir import RunDir, write_atomic
+from jaxsae.train.run_dir import RunDir, plain, write_atomic
 
 Record = dict[str, Any]
 
@@ -73,16 +73,7 @@ class JsonLines:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(_numbers(record)) + "\n"
-
-
-def _numbers(value: Any) -> Any:
-    """The same plain data with None for every number that is not finite, which JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {k: _numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(plain(record)) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------------------- optional

@@ -1,6 +1,5 @@
 """What a sweep leaves behind: a dictionary and a summary for each of its runs."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from jaxsae.sae import SAE, Meta
 from jaxsae.train.fleet import HEALTH, Fleet
 from jaxsae.train.loop import Fitted
 from jaxsae.train.room import write
-from jaxsae.train.run_dir import RunDir, make_folder_of, write_atomic
+from jaxsae.train.run_dir import RunDir, write_json
 from jaxsae.train.stop import Diverged
 
 
@@ -57,7 +56,7 @@ def export_members(
             run |= {name: values[i] for name, values in last.items() if name != "alive"}
             left_out = write(sae, run_dir.member(i), run_dir.place.remote)[1]
             run |= {"left_out": left_out} if left_out else {"sae": f"{run_dir}/{run_dir.member_name(i)}/sae"}
-        parallel.on_first("summary of a member", partial(_tell, run_dir.member(i), run))
+        parallel.on_first("summary of a member", partial(write_json, run_dir.member(i).summary, run))
         runs.append(run)
         del sae  # one at a time
     if np.isnan(losses).all():
@@ -68,11 +67,6 @@ def export_members(
     summary = {**{k: v for k, v in summary.items() if k != "train"}, "runs": runs, "best": best}
     chosen, left_out = write(chosen, run_dir, run_dir.place.remote)
     return summary | ({"sae": None, "left_out": left_out} if left_out else {}), chosen
-
-
-def _tell(folder: RunDir, run: dict[str, Any]) -> None:
-    make_folder_of(folder.summary)
-    write_atomic(folder.summary, json.dumps(run, indent=1) + "\n")
 
 
 def _export(fleet: Fleet, states: State, index: int, meta: Meta) -> SAE | None:

@@ -24,7 +24,7 @@ from jaxsae.train.logs import Record
 from jaxsae.train.loop import Fitted, fit
 from jaxsae.train.member_export import export_members
 from jaxsae.train.room import write
-from jaxsae.train.run_dir import RunDir, write_atomic
+from jaxsae.train.run_dir import RunDir, write_json
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> TrainResult:
                 sae = recipe.export(replace(fitted.state, opt=()), meta=meta)
             sae, left_out = write(sae, run_dir, run_dir.place.remote)
             summary |= {"sae": None, "left_out": left_out} if left_out else {}
-        parallel.on_first("summary", lambda: write_atomic(run_dir.summary, json.dumps(summary, indent=1) + "\n"))
+        parallel.on_first("summary", lambda: write_json(run_dir.summary, summary))
     return TrainResult(sae, fitted.state, recipe, run_dir, fitted.metrics, summary)
 
 

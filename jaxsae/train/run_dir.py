@@ -1,12 +1,15 @@
 """The folder of one run: where its parts lie, and that only one process writes into it."""
 
 import contextlib
+import json
+import math
 import os
 import pathlib
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from jaxsae import parallel
 from jaxsae.data.store import Folder
@@ -197,6 +200,31 @@ def make_folder_of(path: str | os.PathLike) -> None:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"the folder of {str(path)!r} cannot be made: {e.strerror or e}; choose another") from e
+
+
+def plain(data: Any) -> Any:
+    """The same data with None for numbers that JSON has no word for, which other readers of the file would refuse.
+
+    Example:
+        >>> plain({"loss": (1.0, float("nan"))})
+        {'loss': [1.0, None]}
+    """
+    if isinstance(data, Mapping):
+        return {str(k): plain(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def write_json(path: str | os.PathLike, data: Any) -> None:
+    """Writes plain data as JSON, whole, into a folder that is made where it is missing.
+
+    Raises:
+        CheckpointError: it cannot be written.
+        ConfigError: the folder cannot be made.
+    """
+    make_folder_of(path)
+    write_atomic(path, json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
 
 
 def write_atomic(path: str | os.PathLike, text: str) -> None:

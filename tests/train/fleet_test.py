@@ -159,7 +159,11 @@ def config(cache, output, **other) -> TrainConfig:
 def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")  # paths in the table stay whole
     result = train(config(cache, tmp_path / "run", sweep=("lr=1e-3,1e30", "k=2,8")))
-    summary = json.loads((tmp_path / "run" / "train.json").read_text())
+    text = (tmp_path / "run" / "train.json").read_text()
+    assert "NaN" not in text  # which is no JSON, though Python reads it
+    assert "Infinity" not in text
+    summary = json.loads(text)
+    assert summary["heldout"]["members"]["loss"][2] is None
     assert [r["name"] for r in summary["runs"]][:2] == ["k=2,lr=0.001,seed=0", "k=8,lr=0.001,seed=0"]
     assert ["sae" in r for r in summary["runs"]] == [True, True, False, False]
     assert summary["runs"][2]["stopped"] < 12
@@ -171,6 +175,10 @@ def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path, capsys, mon
     assert digests(result.sae.params) == digests(io.load(result.run_dir.member(summary["best"]).sae).params)
     print_table(result.summary)
     table = capsys.readouterr().out
+    print_table(
+        {**result.summary, "heldout": {"fvu": None}, "runs": [{**summary["runs"][0], "fvu": None}]}
+    )  # as a log says
+    assert "- held-out" in capsys.readouterr().out
     assert table.count("/sae") == 3  # the chosen one, and one of each sound run
     assert table.count(f"diverged at step {summary['runs'][2]['stopped']}") == 2
 
