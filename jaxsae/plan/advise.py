@@ -81,11 +81,11 @@ def slices(setting: Setting, target: Target, opener: Callable[[str], Target]) ->
     if not shape:
         return
     for bigger in itertools.islice(larger(kind, shape, state_bytes(setting) / target.chip.memory), MOST_SLICES):
-        found = opener(f"{kind}:{bigger}")
         need, config = need_of(setting.recipe, setting.rows), MeshConfig(zero=setting.zero)
         try:
+            found = opener(f"{kind}:{bigger}")
             mesh = parallel.choose_mesh(config, need, found.devices, found.chip.memory).mesh
-        except ConfigError:  # latents or rows do not divide by so many devices
+        except ConfigError:  # libtpu does not open it, or latents or rows do not divide by so many devices
             continue
         limit = found.limit(mesh.size)
         yield f"{found.name} (mesh {mesh_text(mesh.shape)})", replace(setting, mesh=mesh, limit=limit)

@@ -138,6 +138,17 @@ def test_a_larger_slice_is_passed_over_where_nothing_divides():
     assert [a for a in found if a.change.startswith("v5e")] == []
 
 
+def test_a_larger_slice_that_libtpu_does_not_open_costs_no_advice():
+    def some(name):
+        if name == "v5e:2x4":
+            raise ConfigError(f"libtpu did not open {name!r}")
+        return opened(name)
+
+    found = advise(setting(), opened("v5e:2x2"), Compiler(lambda s: s.mesh.size >= 16), opener=some)
+    assert found[0].change == "moments: bfloat16"
+    assert found[-1].change == "v5e:4x4 (mesh data 1 x latent 16)"
+
+
 def test_advice_on_a_local_mesh_is_for_its_own_devices():
     """Of eight devices a mesh may have two."""
     own = make_mesh(2, 1, jax.devices()[:2])
