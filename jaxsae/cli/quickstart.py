@@ -23,7 +23,7 @@ NUMBERS += ("kl", "fvu", "explained_variance", "l0", "dead_share", "d_in", "d_sa
 
 @dataclass(frozen=True)
 class Quickstart:
-    """Train a TopK autoencoder on layer 9 of SmolLM2-135M and look at it: ten minutes on two CPU cores.
+    """Train a TopK autoencoder on layer 9 of SmolLM2-135M and look at it: minutes on two CPU cores.
 
     Fetches the model (about 95 MB) and the text once, caches activations, trains, measures how much of the model's
     loss survives when its activations are replaced by reconstructions, and writes report.html and report.json.
