@@ -25,3 +25,14 @@ def test_there_is_a_notebook_and_it_carries_no_output():
     assert NOTEBOOKS
     for path in NOTEBOOKS:
         assert not any(cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells)
+
+
+def test_the_install_cell_asks_no_package_index_for_jaxsae(tmp_path, monkeypatch):
+    """It is on none: where there is no clone the cell says so."""
+    nbformat = pytest.importorskip("nbformat")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    for path in NOTEBOOKS:
+        cell = next(c.source for c in nbformat.read(path, as_version=4).cells if "pip" in c.source)
+        with pytest.raises(SystemExit, match="no clone of jaxsae here"):
+            exec(cell, {})
