@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsae.cli._bench_timing import spread
+from jaxsae.cli._bench_timing import environment, spread
 from jaxsae.cli._results import check_place, write_result
 from jaxsae.errors import ConfigError, closest
 
@@ -55,7 +55,7 @@ class BenchMethods:
                 for name, times in seconds.items()
             },
             "unit": "ms per step",
-            "platform": jax.default_backend(),
+            "environment": environment(),
             "settings": dataclasses.asdict(self),
         }
         _print(result)
@@ -104,7 +104,7 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     s = result["settings"]
-    title = f"B {s['rows']}, d_in {s['d_in']}, d_sae {s['d_sae']}, k {s['k']}, {result['platform']}"
+    title = f"B {s['rows']}, d_in {s['d_in']}, d_sae {s['d_sae']}, k {s['k']}, {result['environment']['device']}"
     table = Table("method", "ms per step (median)", "lowest", "highest", "times topk", title=title)
     for name, r in sorted(result["methods"].items(), key=lambda item: item[1]["factor"]):
         table.add_row(name, *(f"{r[k]:.1f}" for k in ("median", "min", "max")), f"{r['factor']:.2f}")

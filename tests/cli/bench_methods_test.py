@@ -15,6 +15,7 @@ def test_topk_is_the_measure(tmp_path):
     out = tmp_path / "result.json"
     result = parse("bench methods", [*TINY, "--only", "feature_choice,relu_l1", "--out", str(out)]).run()
     assert json.loads(out.read_text()) == result
+    assert {"device", "cores", "versions"} <= set(result["environment"])
     assert list(result["methods"]) == ["topk", "feature_choice", "relu_l1"]
     assert result["methods"]["topk"]["factor"] == 1
     assert all(r["min"] <= r["median"] <= r["max"] for r in result["methods"].values())
