@@ -70,7 +70,7 @@ def usage() -> str:
 def main(args: list[str] | None = None) -> None:
     """Entry point of the `jaxsae` script.
 
-    Exits with 0, 1 (a named error), 2 (a wrong call), 75 (another process was lost) or 130 (interrupted).
+    Exits with 0, 1 (a named error), 2 (a wrong call), 75 (another process was lost), 130 or 143 (Ctrl-C or SIGTERM).
     """
     from jaxsae.parallel.lost import end, joined, lost, peer_lost
 
