@@ -8,6 +8,7 @@ On a GPU all of them may use TF32 in float32 products, as jax does; sparsify com
 itself.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -132,14 +133,16 @@ class Peer:
 
     def step(self) -> float:
         """Does one more training step and returns the seconds it took."""
-        print("step", file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its answer says so
+            print("step", file=self.process.stdin, flush=True)
         answer = self._answer()
         self.about["peak_bytes"] = answer["peak_bytes"]
         return answer["seconds"]
 
     def close(self) -> None:
         """Ends the process."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 

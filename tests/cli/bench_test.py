@@ -149,3 +149,16 @@ def test_a_peer_answers_with_seconds(tmp_path, monkeypatch):
     peer.close()
     assert isinstance(peer.process, subprocess.Popen)
     assert peer.process.returncode == 0
+
+
+def test_a_peer_that_died_between_two_steps_is_an_error(tmp_path):
+    """A broken pipe would pass for that of `jaxsae ... | head`: status 0, and nothing said."""
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\nprint('{{\"ready\": {{}}}}', flush=True)\n")
+    script.chmod(0o755)
+    peer = _bench_peers.Peer("sparsify", Shape(2, 2, 2, 1), str(script))
+    peer.ready()
+    peer.process.wait()
+    with pytest.raises(ConfigError, match=r"the process of peer 'sparsify' ended early \(status 0\)"):
+        peer.step()
+    peer.close()
