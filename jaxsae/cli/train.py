@@ -15,24 +15,6 @@ class Train(TrainConfig):
 
     The output folder gets config.yaml, log.jsonl, checkpoints, the exported dictionary in sae/ and, at the end,
     train.json.  Ctrl-C or SIGTERM saves and ends with status 130 or 143; the same command then continues.
-
-    Attributes:
-        recipe: the method and its hyper-parameters.
-        cache: folder of the activation cache to train on (made by `jaxsae harvest`).
-        output: run directory, or its URL (gs://, s3://); a run that is already in it is continued.
-        hook_name: site to train on; may be left out if the cache holds only one.
-        training_tokens: activations seen in all, rounded down to whole batches.
-        train_batch_size_tokens: activations per step.
-        seed: of the initial weights and of the order of the data.
-        moments: dtype of the optimiser's moments; bfloat16 rounds both stochastically and halves their memory.
-        sweep: many runs as one program, on the same batches: entries such as lr=1e-4,3e-4 or k=16,32 or seed=0,1,2.
-        sweep_grid: every combination of the swept values; otherwise the first ones together, then the second, ...
-        checkpoint: when to save, and what to keep.
-        log: what is written while it runs.
-        evaluate: how it is watched on held-out rows.
-        mesh: how the run is spread over the devices.
-        watch: what is looked out for: stalls, loss spikes, a profiler trace.
-        compilation_cache: folder or URL where compiled programs are kept for the next session.
     """
 
     def run(self) -> dict[str, Any]:

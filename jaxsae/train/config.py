@@ -121,14 +121,15 @@ class TrainConfig:
 
     Attributes:
         recipe: the method and its hyper-parameters, e.g. `type: recipe.topk`; `d_in` may be left to the cache.
-        cache: folder of the activation cache to train on.
+        cache: activation cache to train on (made by `jaxsae harvest`): its folder, or its URL.
         output: run directory, or its URL (gs://, s3://); a run that is already in it is continued.
-        hook_name: site to train on; None if the cache holds only one.
+        hook_name: site to train on; may be left out if the cache holds only one.
         training_tokens: activations seen in all, rounded down to whole batches.
         train_batch_size_tokens: activations per step.
         seed: of the initial weights and of the order of the data.
-        moments: dtype of the optimiser's moments; bfloat16 rounds both stochastically (`optim.AdamBf16`).
-        sweep: many runs as one program, on the same batches: lines such as "lr=1e-4,3e-4", "k=16,32" or "seed=0,1,2".
+        moments: dtype of the optimiser's moments; bfloat16 rounds both stochastically (`optim.AdamBf16`), in half the
+            memory.
+        sweep: many runs as one program, on the same batches: entries such as lr=1e-4,3e-4 or k=16,32 or seed=0,1,2.
         sweep_grid: every combination of the swept values; otherwise the first ones together, then the second, ...
         checkpoint: when to save, and what to keep.
         log: what is written while it runs.
