@@ -25,8 +25,9 @@ def export_members(
 ) -> tuple[dict[str, Any], SAE]:
     """Exports every run that did not diverge into `members/<nn>/`, and the one with the lowest loss into `sae/`.
 
-    Losses of runs with different coefficients are not one scale; the choice only decides what `sae/` holds.  Where
-    several processes share the sweep all of them have to call this; the first one writes.
+    Losses of runs with different coefficients are not one scale; the choice only decides what `sae/` holds.  It is the
+    first run where the log, which tells the last losses of a sweep that is complete, is gone.  Where several processes
+    share the sweep all of them have to call this; the first one writes.
 
     Args:
         fleet: the runs.
@@ -41,7 +42,7 @@ def export_members(
     Raises:
         Diverged: no run is left.
     """
-    last = fitted.metrics["train"]["members"]
+    last = fitted.metrics.get("train", {}).get("members", {})
     health = parallel.to_host(fitted.state.track[HEALTH])
     losses = np.full(fleet.size, np.nan)
     runs = []
@@ -52,7 +53,7 @@ def export_members(
             parallel.on_first("member", run_dir.member(i).set_dictionary_aside)
             run["stopped"] = int(health["stopped"][i]) if not health["alive"][i] else fitted.step
         else:
-            losses[i] = last["loss"][i]
+            losses[i] = last["loss"][i] if last else 0.0
             run |= {name: values[i] for name, values in last.items() if name != "alive"}
             left_out = write(sae, run_dir.member(i), run_dir.place.remote)[1]
             run |= {"left_out": left_out} if left_out else {"sae": f"{run_dir}/{run_dir.member_name(i)}/sae"}

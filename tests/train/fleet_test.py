@@ -173,6 +173,8 @@ def test_a_sweep_of_a_config_leaves_each_run_behind(cache, tmp_path, capsys, mon
         assert [r["step"] for r in records if r["kind"] == "train"] == [1, 4, 8, 12]
     assert "not finite" in read_records(result.run_dir.member(3).log)[-1]["event"]
     assert digests(result.sae.params) == digests(io.load(result.run_dir.member(summary["best"]).sae).params)
+    result.run_dir.log.unlink()
+    assert train(config(cache, tmp_path / "run", sweep=("lr=1e-3,1e30", "k=2,8"))).summary["best"] == 0
     print_table(result.summary)
     table = capsys.readouterr().out
     print_table(

@@ -156,6 +156,10 @@ def test_repeating_a_complete_run_changes_nothing(cache, tmp_path):
     assert digests(again.state) == digests(first.state)
     assert again.summary["train"] == first.summary["train"]
     assert io.load(again.run_dir.sae).d_sae == 64
+    first.run_dir.log.unlink()  # by whoever tidies up
+    bare = train(make(cache, tmp_path))
+    assert digests(bare.sae.params) == digests(first.sae.params)
+    assert (bare.summary["tokens_trained"], "train" in bare.summary) == (40 * 64, False)
 
 
 def test_without_held_out_rows_it_trains_unwatched(tmp_path):
