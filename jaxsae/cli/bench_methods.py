@@ -39,6 +39,9 @@ class BenchMethods:
         """Measures and prints a table; returns what the JSON holds."""
         import jax
 
+        for name in ("rows", "d_in"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"bench methods: {name} must be at least 1, found {getattr(self, name)}")
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
         check_place(self.out)
         steps = {name: self._ready(recipe) for name, recipe in self._recipes().items()}

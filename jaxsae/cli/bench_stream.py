@@ -1,6 +1,7 @@
 """`jaxsae bench stream`: how fast rows come from a cache to the iterator and to the device."""
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ class BenchStream:
         check_place(self.out)
         if self.cache:
             return self._report(open_cache(self.cache), shape)
-        rows = int(self.gigabytes * 1e9) // (2 * shape.d_in)
+        rows = int(self.gigabytes * 1e9) // (2 * shape.d_in) if math.isfinite(self.gigabytes) else 0
         if rows < shape.batch_size:
             raise ConfigError(
                 f"bench stream: gigabytes = {self.gigabytes} hold {max(rows, 0)} rows of width {shape.d_in}; expected "

@@ -28,7 +28,11 @@ def test_an_unknown_method_is_refused_with_a_hint():
 
 @pytest.mark.parametrize(
     ("more", "message"),
-    [(["--repeats", "0"], "repeats = 0 measures nothing"), (["--out", "/dev/null/a.json"], "cannot be made")],
+    [
+        (["--rows", "0"], "rows must be at least 1, found 0"),
+        (["--repeats", "0"], "repeats = 0 measures nothing"),
+        (["--out", "/dev/null/a.json"], "cannot be made"),
+    ],
 )
 def test_what_would_end_in_nothing_is_refused_before_anything_is_compiled(more, message, monkeypatch):
     monkeypatch.setattr(BenchMethods, "_ready", None)

@@ -44,6 +44,7 @@ def test_a_named_shape_gives_width_and_batch():
         ({"batch_size": 0}, "bench: batch_size must be at least 1, found 0"),
         ({"gigabytes": 0.0}, "gigabytes = 0.0 hold 0 rows of width 64; expected at least a batch of 256, 3.28e-05"),
         ({"gigabytes": -1.0}, "gigabytes = -1.0 hold 0 rows of width 64"),
+        ({"gigabytes": float("nan")}, "gigabytes = nan hold 0 rows of width 64"),
         ({"gigabytes": 1e-5}, "gigabytes = 1e-05 hold 78 rows of width 64"),
         ({"shape": "smoll"}, "no shape 'smoll'; did you mean 'smol'"),
     ],
