@@ -71,13 +71,14 @@ def measure(programs: Programs, batch: Batch, limit: float | None = None) -> Mea
     """Compiles `programs.step`, the one that training runs, and reads the result.
 
     Args:
-        programs: of the method, on its mesh.
+        programs: of the method, on its mesh, which may be of one device.
         batch: its shapes.
         limit: bytes that programs may take on a device; not needed for a TPU, whose compiler knows.
     """
+    assert programs.mesh is not None  # which says where each array lies
     parts, arrays = _parts(programs.abstract, batch, programs), _arrays(programs.abstract)
     start = time.monotonic()
-    device = jax.devices()[0] if programs.mesh is None else programs.mesh.devices.flat[0]
+    device = programs.mesh.devices.flat[0]
     with compiling_for(device.platform, device.device_kind):  # the kernels that those devices would run
         lowered = programs.lower(batch)
     try:
