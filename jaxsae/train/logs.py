@@ -1,5 +1,6 @@
 """What a run tells about itself: records, and those who write them down."""
 
+import contextlib
 import json
 import math
 import os
@@ -226,5 +227,7 @@ class Log:
             writer.write(record)
 
     def close(self) -> None:
-        for writer in self.writers:
-            writer.close()
+        """Closes all writers, also where one of them fails: a progress bar left open would keep the terminal."""
+        with contextlib.ExitStack() as stack:
+            for writer in self.writers:
+                stack.callback(writer.close)

@@ -51,6 +51,17 @@ def test_a_loss_that_is_not_finite_is_recorded_and_raised():
     assert found.value.step == memory.records[0]["step"] == 5
 
 
+def test_a_writer_that_cannot_close_leaves_no_other_open():
+    class Stuck(Memory):
+        def close(self):
+            raise OSError("no network")
+
+    last = Memory()
+    with pytest.raises(OSError, match="no network"):
+        Log([Memory(), Stuck(), last], tokens_per_step=1).close()
+    assert last.closed
+
+
 def test_time_goes_on_from_earlier_sessions():
     assert 100 <= Log([], 1, seconds=100.0).seconds < 101
 
