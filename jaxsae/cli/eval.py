@@ -61,15 +61,17 @@ def run(
 ) -> dict[str, Any]:
     """Evaluates with progress, prints the table, writes the JSON file; see `Eval` and `report.open_subject`."""
     from jaxsae import parallel
+    from jaxsae.cli._results import check_place
     from jaxsae.cli._stages import stages
     from jaxsae.report import evaluated, open_subject
     from jaxsae.train.run_dir import plain, write_json
 
     subject = open_subject(path, **surroundings)
     tell_mesh(subject)
+    place = output or beside(path, subject.folder, "eval.json")
+    parallel.on_first("place", lambda: check_place(os.fspath(place)))
     with stages() if parallel.first() else contextlib.nullcontext(silent) as progress:
         numbers = plain(evaluated(subject, config, progress))
-    place = output or beside(path, subject.folder, "eval.json")
 
     def tell() -> None:
         write_json(place, numbers)

@@ -59,6 +59,7 @@ def build_report(
     page = os.fspath(out)
     if not page.endswith(".html"):
         raise ConfigError(f"the page should be named something.html, found {str(out)!r}")
+    make_folder_of(page)  # what cannot be is told before the work
     subjects = [_subject(s) for s in (subject, compare) if s is not None]
     numbers = [_numbers(s, evaluation, progress) for s in subjects]
     runs = page_data(subjects, numbers, config, progress)
@@ -73,7 +74,6 @@ def build_report(
         **(extra or {}),
     }
     report["html"] = page
-    make_folder_of(page)
     write_atomic(page, text)
     write_json(page.removesuffix(".html") + ".json", report)
     return report

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from jaxsae import hosts
+from jaxsae.cli.eval import Eval
 from jaxsae.errors import CheckpointError, ConfigError, DataError
 from jaxsae.evals import EvalConfig, FeaturesConfig
 from jaxsae.hosts import HostMesh
@@ -108,3 +109,12 @@ def test_a_failure_changes_no_file(subject, tmp_path, monkeypatch):
         build_report(subject, page, evaluation=None)
     assert page.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [page]
+
+
+def test_a_place_that_cannot_be_is_refused_before_the_work(subject, run_folder, monkeypatch):
+    for work in ("jaxsae.report.build._numbers", "jaxsae.report.evaluated"):
+        monkeypatch.setattr(work, lambda *a: 1 / 0)
+    with pytest.raises(ConfigError, match=r"the folder of '/dev/null/a\.html' cannot be made"):
+        build_report(subject, "/dev/null/a.html")
+    with pytest.raises(ConfigError, match=r"the folder of '/dev/null/a\.json' cannot be made"):
+        Eval(path=str(run_folder), host="none", output="/dev/null/a.json").run()
