@@ -115,7 +115,7 @@ required() {
   [ -n "${!var}" ] || fail 2 "no $1 given; add --$1 or set JAXSAE_$2, for example --$1 $3"
 }
 whole_number() { # whole_number NAME VALUE
-  case $2 in '' | *[!0-9]*) fail 2 "option '--$1' must be a whole number, found '$2'" ;; esac
+  case $2 in '' | *[!0-9]* | 0[0-9]*) fail 2 "option '--$1' must be a whole number, found '$2'" ;; esac
 }
 seconds() { # seconds NAME VALUE
   [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail 2 "option '--$1' must be a number of seconds, found '$2'"

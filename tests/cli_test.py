@@ -62,6 +62,14 @@ def test_wrong_input_ends_in_one_sentence(name, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())  # nothing is left behind
 
 
+def test_a_file_that_cannot_be_written_is_named_in_one_sentence(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = call(capsys, "doctor", "--json-path", str(tmp_path / "file" / "found.json"))
+    assert status == 1
+    assert f"jaxsae: error: '{tmp_path}/file" in err
+    assert "Traceback" not in err
+
+
 def test_every_command_has_a_wrong_input_here():
     assert set(WRONG) == set(COMMANDS)
 

@@ -12,12 +12,16 @@ from jaxsae.kernels.adam.api import sizes
 from jaxsae.kernels.decode_residual_sddmm.api import IMPLEMENTATIONS as RESIDUAL
 from jaxsae.kernels.encode_topk.api import IMPLEMENTATIONS as ENCODE
 from jaxsae.kernels.keep_best.api import IMPLEMENTATIONS as KEEP_BEST
+from jaxsae.kernels.nested.api import IMPLEMENTATIONS as NESTED
 from jaxsae.kernels.path.api import IMPLEMENTATIONS as PATH
 from jaxsae.kernels.sparse_adam.api import IMPLEMENTATIONS as ROW_STEP
 from jaxsae.kernels.sparse_decode.api import IMPLEMENTATIONS as DECODE
 from jaxsae.kernels.sparse_grad.api import IMPLEMENTATIONS as ROW_SUMS
 from jaxsae.kernels.topk.api import IMPLEMENTATIONS as TOPK
 from jaxsae.kernels.topk_mask.api import IMPLEMENTATIONS as MASK
+
+#: Levels that the op of that kind is measured with, as many as a Matryoshka dictionary has by default.
+LEVELS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +197,23 @@ def _path(shape: Shape, dtype: Any) -> Op:
     return Op(PATH, axes, make, least_bytes=2 * shape.k * x.nbytes + W.nbytes + 3 * e0.nbytes)
 
 
+def _nested(shape: Shape, dtype: Any) -> Op:
+    import jax.numpy as jnp
+
+    x, W, values, indices = rows(shape, dtype)
+    atoms, e0, main = W.T, x.astype(jnp.float32), jnp.full(len(x), LEVELS - 1, jnp.int32)
+    level = jnp.minimum(indices * LEVELS // shape.d_sae, LEVELS - 1)
+
+    def make(name: str) -> Callable[[], Any]:
+        def loss(values, atoms, indices, e0):
+            return jnp.sum(kernels.nested(values, indices, level, atoms, e0, main, LEVELS, implementation=name)[0])
+
+        return _gradient(loss, (0, 1), values, atoms, indices, e0)
+
+    axes = {"B": shape.batch_size, "K": shape.k, "S": shape.d_sae, "E": shape.d_in, "R": LEVELS}
+    return Op(NESTED, axes, make, least_bytes=2 * shape.k * x.nbytes + W.nbytes + 3 * e0.nbytes)
+
+
 def _sparse_adam(shape: Shape, dtype: Any) -> Op:
     import jax.numpy as jnp
 
@@ -250,6 +271,7 @@ OPS: dict[str, Callable[[Shape, Any], Op]] = {
     "sparse_adam": _sparse_adam,
     "adam": _adam,
     "path": _path,
+    "nested": _nested,
     "topk": _topk,
     "topk_mask": _topk_mask,
     "keep_best": _keep_best,

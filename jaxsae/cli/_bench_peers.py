@@ -1,8 +1,9 @@
 """One training step of each peer at a given shape, in a process of its own, on the CPU or on a GPU.
 
 torch's and XLA's thread pools each take all cores and spin for a while after work, so that in one process either slows
-the other down; apart, and asked in turn, whoever waits costs nothing.  `python -m jaxsae.cli._bench_peers NAME SIZES`
-prints `{"ready": ...}` or `{"error": ...}`, then answers every line it reads with the seconds one more step took.
+the other down; apart, and asked in turn, whoever waits costs nothing.  `python -m jaxsae.cli._bench_peers NAME METHOD
+SIZES DEVICE` prints `{"ready": ...}` or `{"error": ...}`, then answers every line it reads with the seconds that one
+more step took.
 
 On a GPU all of them may use TF32 in float32 products, as jax does; sparsify computes its forward pass in bf16 there by
 itself.
@@ -21,11 +22,16 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxsae.cli._bench_shapes import Shape
+from jaxsae.cli._bench_timing import peak_of_process
 from jaxsae.errors import ConfigError, closest
 
+#: Methods measured, and the sizes of Matryoshka's groups as shares of the latents.
+METHODS = ("topk", "batch_topk", "matryoshka")
+FRACTIONS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
-def sparsify(shape: Shape, x: Any) -> Callable[[], None]:
-    """eai-sparsify: its coder and its trainer's sequence with `optimizer="adam"`, loss FVU, unit decoder norm."""
+
+def sparsify(method: str, shape: Shape, x: Any) -> Callable[[], None]:
+    """eai-sparsify, which has `topk` only: its coder and its trainer's sequence with `optimizer="adam"`, loss FVU."""
     import torch
     from sparsify import SparseCoder, SparseCoderConfig
 
@@ -48,14 +54,21 @@ def sparsify(shape: Shape, x: Any) -> Callable[[], None]:
     return step
 
 
-def sae_lens(shape: Shape, x: Any) -> Callable[[], None]:
-    """SAELens: `SAETrainer.step` on a `topk` training coder with its defaults (AuxK, clipping, Adam)."""
+def sae_lens(method: str, shape: Shape, x: Any) -> Callable[[], None]:
+    """SAELens: `SAETrainer.step` on a training coder of the method with its defaults (AuxK, clipping, Adam)."""
+    import sae_lens.saes as coders
     from sae_lens.config import LoggingConfig
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer, SAETrainerConfig
 
-    device = str(x.device)
-    coder = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k, device=device))
+    device, name = (
+        str(x.device),
+        {"topk": "TopK", "batch_topk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK"}[method],
+    )
+    widths = [round(shape.d_sae * sum(FRACTIONS[: i + 1])) for i in range(len(FRACTIONS))]
+    own: dict[str, Any] = {"matryoshka_widths": widths} if method == "matryoshka" else {}
+    sizes = {"d_in": shape.d_in, "d_sae": shape.d_sae, "k": shape.k}
+    settings = getattr(coders, f"{name}TrainingSAEConfig")(**sizes, device=device, **own)
+    coder = getattr(coders, f"{name}TrainingSAE")(settings)
     config = SAETrainerConfig(
         total_training_samples=10**6 * shape.batch_size,
         train_batch_size_samples=shape.batch_size,
@@ -72,22 +85,36 @@ def sae_lens(shape: Shape, x: Any) -> Callable[[], None]:
     return step
 
 
-def dictionary_learning(shape: Shape, x: Any) -> Callable[[], None]:
-    """dictionary_learning: `TopKTrainer.update` with its defaults (AuxK, clipping, Adam)."""
+def dictionary_learning(method: str, shape: Shape, x: Any) -> Callable[[], None]:
+    """dictionary_learning: `update` of the method's trainer with its defaults (AuxK, clipping, Adam)."""
+    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
+    trainers = {"topk": TopKTrainer, "batch_topk": BatchTopKTrainer, "matryoshka": MatryoshkaBatchTopKTrainer}
+    own: dict[str, Any] = {"group_fractions": list(FRACTIONS)} if method == "matryoshka" else {}
     place = {"layer": 0, "lm_name": "none", "seed": 0, "device": str(x.device)}
-    trainer = TopKTrainer(10**6, shape.d_in, shape.d_sae, shape.k, **place)
+    trainer = trainers[method](10**6, shape.d_in, shape.d_sae, shape.k, **place, **own)
     steps = iter(range(10**6))
     return lambda: trainer.update(next(steps), x)
 
 
-#: Peer -> (module it needs, package to install, its step).
-PEERS: dict[str, tuple[str, str, Callable]] = {
-    "sparsify": ("sparsify", "eai-sparsify", sparsify),
-    "sae_lens": ("sae_lens", "sae-lens", sae_lens),
-    "dictionary_learning": ("dictionary_learning", "dictionary-learning", dictionary_learning),
+#: Peer -> (module it needs, package to install, its step, methods it has).
+PEERS: dict[str, tuple[str, str, Callable, tuple[str, ...]]] = {
+    "sparsify": ("sparsify", "eai-sparsify", sparsify, ("topk",)),
+    "sae_lens": ("sae_lens", "sae-lens", sae_lens, METHODS),
+    "dictionary_learning": ("dictionary_learning", "dictionary-learning", dictionary_learning, METHODS),
 }
+
+
+def peers_of(method: str) -> tuple[str, ...]:
+    """The peers that have a method.
+
+    Example:
+        >>> peers_of("batch_topk")
+        ('sae_lens', 'dictionary_learning')
+    """
+    return tuple(name for name, (*_, methods) in PEERS.items() if method in methods)
 
 
 class Peer:
@@ -98,19 +125,22 @@ class Peer:
         shape: sizes of the step.
         python: the interpreter that has the peer; ours if empty.
         device: "cpu" or "cuda".
+        method: one of `METHODS`.
 
     Raises:
-        ConfigError: there is no such peer, or it is not installed there.
+        ConfigError: there is no such peer, it lacks the method, or it is not installed there.
     """
 
-    def __init__(self, name: str, shape: Shape, python: str = "", device: str = "cpu"):
+    def __init__(self, name: str, shape: Shape, python: str = "", device: str = "cpu", method: str = "topk"):
         if name not in PEERS:
             raise ConfigError(f"bench: no peer {name!r}{closest(name, PEERS)}")
+        if name not in peers_of(method):
+            raise ConfigError(f"bench: peer {name!r} has no {method}; those that have: {', '.join(peers_of(method))}")
         self.name, sizes = name, json.dumps(dataclasses.asdict(shape))
         settings = {**os.environ, "OMP_WAIT_POLICY": "passive", "JAX_PLATFORMS": "cpu"}
         if device == "cpu":  # sparsify's Triton kernels need a GPU
             settings |= {"CUDA_VISIBLE_DEVICES": "", "SPARSIFY_DISABLE_TRITON": "1"}
-        command = [python or sys.executable, "-m", "jaxsae.cli._bench_peers", name, sizes, device]
+        command = [python or sys.executable, "-m", "jaxsae.cli._bench_peers", name, method, sizes, device]
         pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         try:
             self.process = subprocess.Popen(command, text=True, env=settings, **pipe)  # type: ignore[call-overload]
@@ -146,21 +176,19 @@ class Peer:
         self.process.wait()
 
 
-def serve(name: str, shape: Shape, device: str) -> None:
+def serve(name: str, method: str, shape: Shape, device: str) -> None:
     """The peer's side: see the module docstring."""
-    module, package, make = PEERS[name]
+    module, package, make, _ = PEERS[name]
     if importlib.util.find_spec(module) is None or importlib.util.find_spec("torch") is None:
         _say(error=f"bench: peer {name!r} is not installed; `pip install {package}` or leave it out of --peers")
         return
-    import resource
-
     import numpy as np
     import torch
 
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((shape.batch_size, shape.d_in), np.float32))
-    step, wait = make(shape, x.to(device)), torch.cuda.synchronize if device == "cuda" else lambda: None
+    step, wait = make(method, shape, x.to(device)), torch.cuda.synchronize if device == "cuda" else lambda: None
     versions = {p: importlib.metadata.version(p) for p in (package, "torch")}
     _say(ready={"versions": versions, "threads": torch.get_num_threads()})
     for _ in sys.stdin:
@@ -173,7 +201,7 @@ def serve(name: str, shape: Shape, device: str) -> None:
         except RuntimeError as e:  # out of memory, as a rule
             _say(error=f"bench: peer {name!r} failed: {' '.join(str(e).split())[:160]}")
             return
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_of_process()
         _say(seconds=seconds, peak_bytes=torch.cuda.max_memory_allocated() if device == "cuda" else peak)
 
 
@@ -182,4 +210,4 @@ def _say(**answer: Any) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], Shape(**json.loads(sys.argv[2])), sys.argv[3])
+    serve(sys.argv[1], sys.argv[2], Shape(**json.loads(sys.argv[3])), sys.argv[4])

@@ -73,7 +73,12 @@ def peak_bytes() -> int:
     import jax
 
     stats = jax.devices()[0].memory_stats() or {}
-    return int(stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    return int(stats.get("peak_bytes_in_use", peak_of_process()))
+
+
+def peak_of_process() -> int:
+    """Most bytes of memory that this process has held; macOS counts in bytes, others in kibibytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def environment() -> dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 from contextlib import ExitStack, closing
 from typing import Any, Literal
 
-from jaxsae.cli._bench_peers import PEERS, Peer
+from jaxsae.cli._bench_peers import METHODS, Peer, peers_of
 from jaxsae.cli._bench_shapes import Shape, shape_of
 from jaxsae.cli._bench_timing import environment, in_turn, peak_bytes, spread, streaming_bytes, timed
 from jaxsae.cli._results import check_place, write_result
@@ -15,12 +15,13 @@ from jaxsae.train.memory import keep_freed_memory
 
 @dataclasses.dataclass(frozen=True)
 class BenchTrain:
-    """Measure one training step of `topk` with Adam on rows drawn at random.
+    """Measure one training step of a method with Adam on rows drawn at random.
 
     The floor is the encoder product, timed in the same process, plus the bytes that Adam and the active entries must
     move at the measured bandwidth.  Everything is run in turn; medians and ranges are over the rounds.
 
     Attributes:
+        method: topk, batch_topk or matryoshka.
         shape: tiny, smol, mid, A, B or C.
         batch_size: rows per step, in place of the named shape's.
         d_in: width of the rows, likewise.
@@ -30,13 +31,15 @@ class BenchTrain:
         dead: share of the latents that are dead, on which AuxK works.
         repeats: rounds.
         keep_memory: keep freed memory for the next step, as `jaxsae train` does (CPU only; peers run as they come).
-        peers: also measure sparsify, sae_lens and dictionary_learning at the same shape, with float32 weights and
-            products as they choose: on a CPU in turn with ours, on a GPU one after another for want of memory.
+        peers: also measure those of sparsify, sae_lens and dictionary_learning that have the method, at the same shape,
+            with float32 weights and products as they choose: on a CPU in turn with ours, on a GPU one after another
+            for want of memory.
         only_peers: the peers to measure; all of them if empty.
         peers_python: interpreter that has the peers; this one if empty.
         out: where to write the result as JSON; nowhere if empty.
     """
 
+    method: Literal["topk", "batch_topk", "matryoshka"] = "topk"
     shape: str = "smol"
     batch_size: int | None = None
     d_in: int | None = None
@@ -55,6 +58,8 @@ class BenchTrain:
         """Measures and prints a table; returns what the JSON holds."""
         import jax
 
+        if self.method not in METHODS:
+            raise ConfigError(f"bench: expected method {', '.join(METHODS)}, found {self.method!r}")
         shape = shape_of(self.shape, self.batch_size, self.d_in, self.d_sae, self.k)
         spread([1.0] * self.repeats)  # refuses 0 before anything is compiled
         check_place(self.out)
@@ -68,18 +73,18 @@ class BenchTrain:
             keep_freed_memory()
         platform = jax.default_backend()
         names, device = self._peers(platform), "cpu" if platform == "cpu" else "cuda"
-        others = {n: Peer(n, shape, self.peers_python, device) for n in (names if device == "cpu" else ())}
+        others = {n: Peer(n, shape, self.peers_python, device, self.method) for n in (names if device == "cpu" else ())}
         with ExitStack() as stack:
             for peer in others.values():
                 stack.enter_context(closing(peer))
             for peer in others.values():
                 peer.ready()
-            calls, memory, stream_bytes = own_calls(shape, self.dtype, self.dead)
+            calls, memory, stream_bytes = own_calls(shape, self.dtype, self.dead, self.method)
             seconds = in_turn({**calls, **{n: p.step for n, p in others.items()}}, self.repeats)
         memory["peak_bytes"] = peak_bytes()
         result = self._keep(shape, seconds, stream_bytes, memory, others)
         for name in names if device != "cpu" else ():
-            others[name], seconds[name] = self._alone(Peer(name, shape, self.peers_python, device))
+            others[name], seconds[name] = self._alone(Peer(name, shape, self.peers_python, device, self.method))
             result = self._keep(shape, seconds, stream_bytes, memory, others)
         _print(result)
         return result
@@ -89,6 +94,7 @@ class BenchTrain:
     ) -> dict[str, Any]:
         """What is known so far, also in the file: a peer that takes too long costs nothing that was measured."""
         result = {
+            "method": self.method,
             "shape": dataclasses.asdict(shape),
             "dtype": self.dtype,
             "seconds": seconds,
@@ -116,10 +122,12 @@ class BenchTrain:
                 f"bench: peers are measured in float32 on the CPU, or on a GPU; this is {self.dtype} on {platform}; "
                 "leave out --peers"
             )
-        return self.only_peers or tuple(PEERS)
+        return self.only_peers or peers_of(self.method)
 
 
-def own_calls(shape: Shape, dtype: str, dead: float = 0.0) -> tuple[dict[str, Any], dict[str, int], int]:
+def own_calls(
+    shape: Shape, dtype: str, dead: float = 0.0, method: str = "topk"
+) -> tuple[dict[str, Any], dict[str, int], int]:
     """Calls to time (step, bare matmul, streaming), the compiled step's memory, and the bytes that streaming moves."""
     import jax
     import jax.numpy as jnp
@@ -127,7 +135,7 @@ def own_calls(shape: Shape, dtype: str, dead: float = 0.0) -> tuple[dict[str, An
 
     from jaxsae import recipes
 
-    recipe = recipes.topk(shape.d_in, shape.d_sae, shape.k, bfloat16=dtype == "bfloat16")
+    recipe = getattr(recipes, method)(shape.d_in, shape.d_sae, shape.k, bfloat16=dtype == "bfloat16")
     rows = np.random.default_rng(0).standard_normal((shape.batch_size, shape.d_in), np.float32)
     batch = {"x": jnp.asarray(rows)}
     state = with_dead(recipes.init(recipe, jax.random.key(0), batch), round(dead * shape.d_sae))
@@ -146,7 +154,7 @@ def own_calls(shape: Shape, dtype: str, dead: float = 0.0) -> tuple[dict[str, An
 
 
 def with_dead(state: Any, count: int) -> Any:
-    """A state of `topk` whose first latents count as dead, with biases so low that they stay it."""
+    """A state whose first latents count as dead, with biases so low that they stay it."""
     fired, b_enc = state.track["fired"], state.params["b_enc"]
     since, low = fired["since"].at[:count].set(2**30), b_enc.at[:count].set(-1e3)
     track = {**state.track, "fired": {**fired, "since": since}}
@@ -181,7 +189,9 @@ def _print(result: dict[str, Any]) -> None:
     import rich.console
     from rich.table import Table
 
-    title = f"training step, {result['shape']}, {result['dtype']}, {result['environment']['device']}"
+    title = (
+        f"training step of {result['method']}, {result['shape']}, {result['dtype']}, {result['environment']['device']}"
+    )
     table = Table("what", "ms (median)", "lowest", "highest", "tokens/s", "of jaxsae's time", title=title)
     own = result["seconds"]["step"]["median"]
     for name, s in result["seconds"].items():

@@ -87,6 +87,8 @@ def main(args: list[str] | None = None) -> None:
     except Exception as e:
         if lost(e):
             status = end(75, f"jaxsae: error: {peer_lost(e)}")
+        elif isinstance(e, OSError) and e.filename is not None:  # no bug: a file that cannot be read or written
+            status = end(1, f"jaxsae: error: {str(e.filename)!r}: {e.strerror}; check the path, space and permissions")
         elif joined():
             status = end(1, traceback.format_exc())
         else:

@@ -107,6 +107,11 @@ def test_calls_are_taken_in_turn():
         (lambda: BenchTrain(**SMALL, dead=0.1, peers=True), "peers are measured without dead latents"),
         (lambda: BenchTrain(shape="smoll"), "no shape 'smoll'; did you mean 'smol'"),
         (lambda: BenchTrain(**{**SMALL, "repeats": 0}), "repeats = 0 measures nothing"),
+        (lambda: BenchTrain(**SMALL, method="gated"), "expected method topk, batch_topk, matryoshka, found 'gated'"),
+        (
+            lambda: BenchTrain(**SMALL, method="matryoshka", only_peers=("sparsify",)),
+            "peer 'sparsify' has no matryoshka; those that have: sae_lens, dictionary_learning",
+        ),
         (lambda: BenchTrain(**SMALL, only_peers=("sparsifi",)), "no peer 'sparsifi'; did you mean 'sparsify'"),
         (
             lambda: BenchTrain(**SMALL, peers=True, peers_python="/nowhere/python"),
@@ -130,7 +135,7 @@ def test_wrong_calls_are_refused_in_one_sentence(command, message):
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch, capsys):
     monkeypatch.setattr(_bench_peers.importlib.util, "find_spec", lambda name: None)
-    _bench_peers.serve("sparsify", Shape(2, 2, 2, 1), "cpu")
+    _bench_peers.serve("sparsify", "topk", Shape(2, 2, 2, 1), "cpu")
     assert "pip install eai-sparsify" in json.loads(capsys.readouterr().out)["error"]
 
 

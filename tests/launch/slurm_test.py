@@ -174,6 +174,7 @@ def test_stop_and_status(cloud):
     [
         (("submit",), "no command to run"),
         (("submit", "--nodes=two", "--", "jaxsae"), "option '--nodes' must be a whole number, found 'two'"),
+        (("submit", "--nodes=08", "--", "jaxsae"), "option '--nodes' must be a whole number, found '08'"),
         (("submit", "--venv=nowhere", "--", "jaxsae"), "there is no Python environment in nowhere"),
         (("submit", "--max-restarts=many", "--", "jaxsae"), "option '--max-restarts' must be a whole number"),
         (("submit", "--package=jaxsae", "--", "jaxsae"), "--package needs --venv"),
