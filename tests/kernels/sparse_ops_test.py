@@ -169,3 +169,18 @@ def test_the_dead_are_ranked_alike_whether_few_or_many(n_dead):
     np.testing.assert_array_equal(found, there)
     np.testing.assert_array_equal(index, np.where(there, order, 0))
     np.testing.assert_array_equal(values, np.where(there, np.take_along_axis(np.asarray(pre), order, 1), 0.0))
+
+
+@pytest.mark.parametrize(("rows", "k"), [(0, 1), (0, 32), (B, 0)], ids=["no rows, short", "no rows, long", "no lists"])
+def test_without_entries_there_is_no_gradient(rows, k):
+    """Of a batch without rows, or of lists without entries; long lists go through dense products, short ones do not."""
+    values, indices, W = jnp.zeros((rows, k)), jnp.zeros((rows, k), jnp.int32), jnp.ones((S, D))
+
+    def loss(values, W):
+        second = values, indices, jnp.array(True)
+        sse, _, dead = kernels.decode_residual_sddmm(values, indices, W, jnp.ones((rows, D)), second)
+        return kernels.sparse_decode(values, indices, W).sum() + sse.sum() + dead.sum()
+
+    d_values, dW = jax.jit(jax.grad(loss, argnums=(0, 1)))(values, W)
+    assert d_values.shape == (rows, k)
+    assert not np.any(dW)

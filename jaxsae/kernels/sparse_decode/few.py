@@ -69,7 +69,7 @@ def outer_sum(
     values: jax.Array, indices: jax.Array, rows: jax.Array, size: int, start: tuple[jax.Array, jax.Array] | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """As `xla.outer_sum`: [size, width] and [size], added to `start` where it is given."""
-    bound = most(indices.shape[1], size)
+    bound = most(indices.shape[1], size) if len(rows) else 0
     if not bound:
         return xla.outer_sum(values, indices, rows, size, start)
     if start is None:

@@ -99,6 +99,8 @@ def outer_sum(
     """
     if start is None:
         start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
+    if not values.size:  # there is not even a first entry for a loop without a turn to name
+        return start
     if is_long(indices.shape[1], size):
         return dense_outer_sum(values, indices, rows, start)
     if values.size % CHUNK:
