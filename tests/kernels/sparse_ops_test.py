@@ -184,3 +184,18 @@ def test_without_entries_there_is_no_gradient(rows, k):
     d_values, dW = jax.jit(jax.grad(loss, argnums=(0, 1)))(values, W)
     assert d_values.shape == (rows, k)
     assert not np.any(dW)
+
+
+@pytest.mark.parametrize("op", ["sparse_decode", "path"])
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_the_gradient_of_a_bf16_dictionary_is_summed_in_f32(implementation, op):
+    """A thousand equal terms for one atom: a bf16 sum of them stops growing at 256 of its terms."""
+    values, index, W = jnp.full((1024, 1), 1.0), jnp.zeros((1024, 1), jnp.int32), jnp.zeros((200, 3), jnp.bfloat16)
+
+    def loss(W):
+        if op == "sparse_decode":
+            return kernels.sparse_decode(values, index, W, implementation=implementation).sum()
+        last = jnp.ones(1024, jnp.int32)
+        return -kernels.path(values, index, W, jnp.zeros((1024, 3)), last, implementation=implementation)[1].sum()
+
+    np.testing.assert_array_equal(jax.grad(loss)(W)[0].astype(jnp.float32), np.full(3, 1024.0))

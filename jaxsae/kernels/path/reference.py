@@ -8,7 +8,8 @@ def path(
     values: jax.Array, indices: jax.Array, W: jax.Array, e0: jax.Array, main: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """See `jaxsae.kernels.path.api.path`.  Holds all residuals at once: [B, K+1, E]."""
-    steps = values.astype(jnp.float32)[:, :, None] * W[indices].astype(jnp.float32)
+    atoms = W.astype(jnp.float32)[indices]  # in this order the gradient of W is summed in f32 and rounded once
+    steps = values.astype(jnp.float32)[:, :, None] * atoms
     start = e0.astype(jnp.float32)[:, None]
     residuals = jnp.concatenate([start, start - jnp.cumsum(steps, axis=1)], axis=1)
     chosen = jnp.take_along_axis(residuals, main[:, None, None], axis=1)[:, 0]
