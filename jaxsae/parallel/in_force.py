@@ -41,5 +41,9 @@ def sizes() -> dict[str, int]:
 
 
 def shard(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """`f` run on every device of the mesh in force on its own parts; collectives inside go by axis name."""
-    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    """`f` run on every device of the mesh in force on its own parts; collectives inside go by axis name.
+
+    One program, also where nobody compiles the caller: `shard_map` alone would then compile every operation inside `f`
+    by itself, for all devices, and those in branches and loops again at every call.  Inside `jit` it changes nothing.
+    """
+    return jax.jit(jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False), inline=True)

@@ -188,3 +188,15 @@ def test_a_name_for_the_decoder_does_not_reach_into_the_residual():
     """On a mesh both are the same sum, and each answers to its own name."""
     with parallel.use(mesh(2, 4)), kernels.using(sparse_decode="reference"):
         jax.jit(residual_named, static_argnums=0)(None)
+
+
+def test_outside_of_jit_an_op_on_a_mesh_is_one_program(caplog):
+    """Operation by operation, each compiled for all devices, an eager gradient takes so long that it seems to hang."""
+    x, W, b, b_pre, dead, _ = inputs(ties=False)
+    with parallel.use(mesh(2, 4)), jax.log_compiles():
+        found = kernels.encode_topk(x, W, b, b_pre, None, dead, K, AUX)
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
+    assert sum("local" in message for message in compiled) == 1
+    assert len(compiled) < 10
+    for a, e in zip(found, kernels.encode_topk(x, W, b, b_pre, None, dead, K, AUX), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5)
