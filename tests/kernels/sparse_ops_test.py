@@ -199,3 +199,23 @@ def test_the_gradient_of_a_bf16_dictionary_is_summed_in_f32(implementation, op):
         return -kernels.path(values, index, W, jnp.zeros((1024, 3)), last, implementation=implementation)[1].sum()
 
     np.testing.assert_array_equal(jax.grad(loss)(W)[0].astype(jnp.float32), np.full(3, 1024.0))
+
+
+@pytest.mark.parametrize(("rows", "k"), [(4, 2), (4, 32), (1024, 2)], ids=["short", "long", "sorted by latent"])
+def test_numpy_arrays_are_taken_as_they_are(rows, k):
+    """Codes that were read from a file, say: each way to sum them looks rows up by what is traced."""
+    rng = np.random.default_rng(0)
+    values, index = rng.standard_normal((rows, k), np.float32), rng.integers(0, S, (rows, k), np.int32)
+    W, e0 = rng.standard_normal((S, D), np.float32), rng.standard_normal((rows, D), np.float32)
+
+    def loss(values, index, W, e0):
+        sse = kernels.decode_residual_sddmm(values, index, W, e0)[0].sum()
+        points, _ = kernels.path(values, index, W, e0, np.full(rows, k, np.int32))
+        total, _ = kernels.sparse_grad(values, index, e0, S)
+        return sse + kernels.sparse_decode(values, index, W).sum() + points.sum(), total
+
+    args = values, index, W, e0
+    with_grad = jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)
+    found, expected = with_grad(*args), with_grad(*map(jnp.asarray, args))
+    assert all(np.array_equal(a, e) for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
+    np.testing.assert_array_equal(loss(*args)[0], expected[0][0])

@@ -191,6 +191,7 @@ def decode_residual_sddmm(
         >>> sse.tolist(), e.tolist()
         ([4.0], [[0.0, 2.0]])
     """
+    values, indices, W, e0 = map(jnp.asarray, (values, indices, W, e0))  # numpy's cannot be indexed by what is traced
     operands = {"values": (values, "BK"), "indices": (indices, "BK"), "W": (W, "SE"), "e0": (e0, "BE")}
     shape = axes("decode_residual_sddmm", **operands)
     if second is not None:

@@ -69,6 +69,7 @@ def path(
         >>> sse.tolist(), e.tolist()
         ([[26.0, 5.0, 4.0]], [[1.0, 2.0]])
     """
+    values, indices, W, e0 = map(jnp.asarray, (values, indices, W, e0))  # numpy's cannot be indexed by what is traced
     operands = {"values": (values, "BK"), "indices": (indices, "BK"), "W": (W, "SE"), "e0": (e0, "BE")}
     shape = axes("path", **operands, main=(main, "B"))
     return choose("path", implementation, IMPLEMENTATIONS, shape, W.dtype)(values, indices, W, e0, main)

@@ -157,6 +157,7 @@ def sparse_decode(
         >>> sparse_decode(jnp.array([[3.0, 1.0]]), jnp.array([[1, 0]]), W).tolist()
         [[1.0, 6.0]]
     """
+    values, indices, W = map(jnp.asarray, (values, indices, W))  # numpy's cannot be indexed by what is traced
     shape = axes("sparse_decode", values=(values, "BK"), indices=(indices, "BK"), W=(W, "SE"))
     split = split_of(len(values), len(W)) if values.size else None  # of nothing nothing is spread
     available = IMPLEMENTATIONS if split is None else on_mesh(IMPLEMENTATIONS, "xla")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 
 from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._dispatch import Available, axes, choose, no_entries
@@ -55,11 +56,11 @@ def sparse_grad(
         ConfigError: shapes that do not belong together, or an unknown implementation.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> values, indices = jnp.array([[2.0], [3.0]]), jnp.array([[1], [1]])
         >>> dW, sums = sparse_grad(values, indices, jnp.array([[1.0, 0.0], [0.0, 1.0]]), 2)
         >>> dW.tolist(), sums.tolist()
         ([[0.0, 0.0], [2.0, 3.0]], [0.0, 5.0])
     """
+    values, indices, rows = map(jnp.asarray, (values, indices, rows))  # numpy's cannot be indexed by what is traced
     shape = {"S": size, **axes("sparse_grad", values=(values, "BK"), indices=(indices, "BK"), rows=(rows, "BE"))}
     return choose("sparse_grad", implementation, IMPLEMENTATIONS, shape, rows.dtype)(values, indices, rows, size)
