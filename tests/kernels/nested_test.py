@@ -99,6 +99,23 @@ def test_more_rows_than_a_block_holds():
     assert "f32[24,64,1024]" not in text
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("rows", "k"), [(0, 3), (4, 0)], ids=["no rows", "no entries"])
+def test_without_entries_the_residual_is_what_it_was(implementation, rows, k):
+    none, e0 = np.zeros((rows, k), np.int32), np.ones((rows, E), np.float32)
+    W, main = np.ones((S, E), np.float32), np.zeros(rows, np.int32)
+
+    def f(W, e0):
+        sse, chosen = kernels.nested(none.astype(np.float32), none, none, W, e0, main, R, implementation=implementation)
+        return sse.sum() + chosen.sum(), (sse, chosen)
+
+    (dW, d_e0), (sse, chosen) = jax.grad(f, (0, 1), has_aux=True)(W, e0)
+    np.testing.assert_array_equal(sse, np.full((rows, R), E))
+    np.testing.assert_array_equal(chosen, e0)
+    np.testing.assert_array_equal(d_e0, np.full((rows, E), 2 * R + 1))
+    assert not np.any(dW)
+
+
 def test_entries_of_very_different_size_do_not_spoil_each_other():
     """A walk back through a residual of 1e8 would lose the small one; these residuals are made anew."""
     values, index, level = jnp.array([[1e8, 1.0]]), jnp.array([[0, 1]]), jnp.array([[1, 0]])

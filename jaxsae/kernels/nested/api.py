@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from jaxsae.errors import ConfigError
 from jaxsae.kernels._dispatch import Available, Implementation, axes, choose
@@ -51,12 +52,12 @@ def nested(
         ConfigError: shapes that do not belong together, no level, or an unknown implementation.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> values, indices, level = jnp.array([[3.0, 1.0]]), jnp.array([[1, 0]]), jnp.array([[1, 0]])
         >>> sse, e = nested(values, indices, level, jnp.eye(2), jnp.array([[1.0, 5.0]]), jnp.array([1]), 2)
         >>> sse.tolist(), e.tolist()
         ([[25.0, 4.0]], [[0.0, 2.0]])
     """
+    values, indices, level, W, e0, main = map(jnp.asarray, (values, indices, level, W, e0, main))
     if levels < 1:
         raise ConfigError(f"nested: expected at least one level, found {levels}")
     lists = {"values": (values, "BK"), "indices": (indices, "BK"), "level": (level, "BK")}

@@ -229,7 +229,7 @@ def entry_sum(values: jax.Array, indices: jax.Array, row: jax.Array, rows: jax.A
         [[2.0, 3.0], [0.0, 0.0]]
     """
     start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
-    return _sorted_sum(values, indices, row, rows, start)[0]
+    return _sorted_sum(values, indices, row, rows, start)[0] if values.size else start[0]
 
 
 def _sorted_sum(values, indices, row, rows, start):
