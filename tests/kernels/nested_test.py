@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsae import kernels
+from jaxsae import kernels, parallel
 from jaxsae.errors import ConfigError
 from jaxsae.kernels.nested.api import IMPLEMENTATIONS
 
@@ -122,6 +122,16 @@ def test_entries_of_very_different_size_do_not_spoil_each_other():
     W, e0, main = jnp.eye(3), jnp.array([[0.0, 0.0, 0.5]]), jnp.array([0])
     f = lambda v: kernels.nested(v, index, level, W, e0, main, 2, implementation="xla_rows")[0][0, 0]  # noqa: E731
     np.testing.assert_allclose(jax.grad(f)(values), [[0.0, 2.0]], rtol=1e-6)
+
+
+def test_on_a_mesh_the_walk_is_taken():
+    args = inputs(rows=8, size=16)
+    with parallel.use(parallel.make_mesh(4, 2)):
+        found = jax.jit(lambda *a: kernels.nested(*a, R))(*args)
+        with pytest.raises(ConfigError, match="'xla_rows' works on one device, this is a mesh; possible: xla, ref"):
+            kernels.nested(*args, R, implementation="xla_rows")
+    for ours, plain in zip(found, by_loop(*args, R), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

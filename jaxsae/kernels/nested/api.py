@@ -5,12 +5,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxsae import parallel
 from jaxsae.errors import ConfigError
 from jaxsae.kernels._dispatch import Available, Implementation, axes, choose
 from jaxsae.kernels.nested import reference, xla, xla_rows
 
+
+def _alone(shape, dtype):
+    """Blocks of rows one after another are no way to work where the rows lie on several devices."""
+    return "works on one device, this is a mesh" if parallel.sizes() else None
+
+
 IMPLEMENTATIONS: Available = {
-    "xla_rows": Implementation(xla_rows.nested, ("cpu",)),
+    "xla_rows": Implementation(xla_rows.nested, ("cpu",), _alone),
     "xla": xla.nested,
     "reference": reference.nested,
 }
