@@ -10,6 +10,9 @@ from jaxsae.optim import halved
 from jaxsae.parallel import MeshConfig
 from jaxsae.recipes import Recipe, RecipeConfig
 
+#: How many there are: jax keeps 32 bits of a seed, so that a larger one would repeat the weights of a smaller one.
+SEEDS = 2**32
+
 
 def _positive(where: str, **values: float | None) -> None:
     for name, value in values.items():
@@ -86,6 +89,8 @@ class EvaluatePolicy:
 
     def __post_init__(self) -> None:
         _positive("evaluate.", every_steps=self.every_steps)
+        if self.batches < 0:
+            raise ConfigError(f"config key 'evaluate.batches' must be 0 or more, found {self.batches}")
 
 
 @register("train.watch")

@@ -264,6 +264,11 @@ def test_wrong_paths_sites_and_sizes_are_one_sentence(cache, tmp_path):
             make(cache, tmp_path / "run", seed=seed)
     with pytest.raises(ConfigError, match=r"log\.every_steps"):
         LogPolicy(every_steps=0)
+    with pytest.raises(ConfigError, match=r"evaluate\.batches' must be 0 or more, found -1"):
+        EvaluatePolicy(batches=-1)
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match=f"'seed' must be a whole number from 0 to 4294967295, found {seed}"):
+            make(cache, tmp_path / "run", seed=seed)
     with pytest.raises(ConfigError, match=r"k must lie between 1 and d_sae"):
         train(make(cache, tmp_path / "run", recipe=topk.Config(d_sae=64, k=65)))
     (tmp_path / "file").write_text("")
