@@ -26,8 +26,8 @@ def check_seed(where: str, seed: float) -> None:
     Raises:
         ConfigError: it is no whole number from 0 to 2^32 - 1.
     """
-    if not 0 <= seed < 2**32 or seed != int(seed):
-        raise ConfigError(f"{where} must be a whole number from 0 to {2**32 - 1}, found {seed}")
+    if not 0 <= seed < SEEDS or seed != int(seed):
+        raise ConfigError(f"{where} must be a whole number from 0 to {SEEDS - 1}, found {seed}")
 
 
 @register("train.checkpoint")

@@ -29,6 +29,9 @@ from jaxsae.typing import Batch, Params, PyTree
 #: Least global norm of a gradient that may be too large for the squares of a step; sound ones lie far below.
 SOUND_NORM = 1e15
 
+#: Scalars that are whole, unless the recipe itself gives them as a fraction (as BatchTopK does its mean k).
+COUNTS = ("k", "dead_after_tokens")
+
 #: Where a fleet keeps, beside the trackers of its recipe, which of its runs go on.
 HEALTH = "fleet"
 
@@ -95,9 +98,9 @@ class Fleet:
                     f"{name!r} cannot be swept within one program of recipe {self.recipe.name!r}"
                     f"{closest(name, hyper)}; scalars that can: {', '.join(sorted(hyper))}"
                 )
-        _require_whole(self.recipe, [pair for m in self.members for pair in m.values])
         for member in self.members:  # building a recipe with its values refuses what it would refuse alone
-            replace(self.recipe, hyper=tuple({**hyper, **dict(member.values)}.items()))
+            own = {name: _counted(name, value, hyper[name]) for name, value in member.values}
+            replace(self.recipe, hyper=tuple({**hyper, **own}.items()))
 
     # ---------------------------------------------------------------------------------------- the face of a recipe
     @property
@@ -132,7 +135,8 @@ class Fleet:
         _check_mesh(self.size)
         keys = jax.vmap(jax.random.key)(jnp.array([m.seed for m in self.members], jnp.uint32))
         defaults, columns = dict(self.recipe.hyper), [dict(m.values) for m in self.members]
-        hyper = {n: np.asarray([c[n] for c in columns], _dtype(defaults[n])) for n in columns[0]}
+        rows = {n: [c[n] for c in columns] for n in columns[0]}
+        hyper = {n: np.asarray(values, _dtype(defaults[n], values)) for n, values in rows.items()}
 
         def init(keys: jax.Array, hyper: Params, batch: Batch, frozen: PyTree) -> State:
             states = jax.vmap(lambda key, own: self.recipe.init(key, batch, frozen, **own))(keys, hyper)
@@ -287,17 +291,20 @@ def _best() -> str:
     return "scan" if device()[0] == "cpu" else "vmap"
 
 
-def _dtype(default: Any) -> Any:
-    return jnp.asarray(default).dtype
+def _counted(name: str, value: Any, default: Any) -> Any:
+    """A swept value; what counts something has to be whole, since a rounded one would not be what its run is called."""
+    if name not in COUNTS or not isinstance(default, int):
+        return value
+    if value != int(value):
+        raise ConfigError(f"{name!r} of a sweep counts something, so that it has to be whole, found {value:g}")
+    return int(value)
 
 
-def _require_whole(recipe: Recipe, values: Sequence[tuple[str, float]]) -> None:
-    """Refuses for an integer scalar what its dtype would round or wrap: the run would not be what its name says."""
-    dtypes = {name: _dtype(default) for name, default in recipe.hyper}
-    for name, value in values:
-        most = jnp.iinfo(dtypes[name]).max if jnp.issubdtype(dtypes[name], jnp.integer) else None
-        if most is not None and not (abs(value) <= most and value == int(value)):
-            raise ConfigError(f"{name!r} of recipe {recipe.name!r} is a whole number up to {most}, found {value}")
+def _dtype(default: Any, values: Sequence[Any]) -> Any:
+    """Of a swept scalar: a whole number that the recipe was given for a rate (lr=1) cuts none of the fractions."""
+    found = jnp.asarray(default).dtype
+    cuts = jnp.issubdtype(found, jnp.integer) and any(v != int(v) for v in values)
+    return jnp.float32 if cuts else found
 
 
 # ----------------------------------------------------------------------------------------------------------- sweeps

@@ -123,13 +123,20 @@ def test_what_cannot_be_swept_is_refused_with_what_can():
         Fleet(RECIPE, (Member(0, (("d_sae", 64),)),))
     with pytest.raises(ConfigError, match="k = 7 does not fit the 6 candidates"):
         Fleet(RECIPE, (Member(0, (("k", 7),)),))
-    for value in (2.5, 1e10):  # jax would make another number of it, under the name of this one
-        with pytest.raises(ConfigError, match=rf"'dead_after_tokens' of recipe 'topk' is a whole number .*{value}"):
-            Fleet(RECIPE, (Member(0, (("dead_after_tokens", value),)),))
+    with pytest.raises(ConfigError, match=r"'k' of a sweep counts something, so that it has to be whole, found 2\.5"):
+        Fleet(RECIPE, (Member(0, (("k", 2.5),)),))
     with pytest.raises(ConfigError, match="a fleet's member must be a whole number"):
         Member(-1)
     with pytest.raises(ConfigError, match="same scalars"):
         Fleet(RECIPE, (Member(0, (("k", 4),)), Member(1)))
+
+
+def test_fractions_are_swept_whatever_number_the_recipe_was_given():
+    whole = recipes.relu_l1(d_in=D, d_sae=48, l1_coefficient=5)
+    fleet = Fleet(whole, tuple(Member(0, (("l1_coefficient", v),)) for v in (0.25, 0.5)))
+    assert fleet.init(None, batch(0)).hyper["l1_coefficient"].tolist() == [0.25, 0.5]
+    mean_k = recipes.batch_topk(d_in=D, d_sae=48, k=4)
+    assert Fleet(mean_k, (Member(0, (("k", 2.5),)),)).init(None, batch(0)).hyper["k"].tolist() == [2.5]
 
 
 @pytest.fixture(scope="module")
