@@ -35,6 +35,7 @@ def check(recipe: "Recipe") -> None:
     if cap is not None and not 0 < cap <= recipe.d_sae:
         raise ConfigError(f"recipe {recipe.name!r}: k must lie between 1 and d_sae = {recipe.d_sae}, found {cap}")
     _check_leaves(recipe)
+    _check_range(recipe)
     _check_k(recipe, cap)
     _check_terms(recipe)
     for member in parts(recipe):
@@ -51,6 +52,15 @@ def _check_leaves(recipe: "Recipe") -> None:
                     f"{slot} that reads the one of the {owner[name]}"
                 )
             owner[name] = slot
+
+
+def _check_range(recipe: "Recipe") -> None:
+    """Whole scalars become int32, as the count of tokens since a latent was on is, which stops at 2**30."""
+    for name, value in recipe.hyper:
+        if isinstance(value, int) and abs(value) >= 2**31:
+            raise ConfigError(
+                f"recipe {recipe.name!r}: {name} = {value} is beyond 32 bits; expected at most {2**31 - 1}"
+            )
 
 
 def _check_k(recipe: "Recipe", cap: int | None) -> None:

@@ -127,6 +127,8 @@ def test_what_cannot_be_swept_is_refused_with_what_can():
         Fleet(RECIPE, (Member(0, (("k", 2.5),)),))
     with pytest.raises(ConfigError, match="a fleet's member must be a whole number"):
         Member(-1)
+    with pytest.raises(ConfigError, match="dead_after_tokens = 10000000000 is beyond 32 bits"):
+        Fleet(RECIPE, (Member(0, (("dead_after_tokens", 1e10),)),))
     with pytest.raises(ConfigError, match="same scalars"):
         Fleet(RECIPE, (Member(0, (("k", 4),)), Member(1)))
 
