@@ -30,7 +30,10 @@ class Writer(Protocol):
 
 # ---------------------------------------------------------------------------------------------------------------- JSONL
 def read_records(path: str | os.PathLike, until: int | None = None) -> list[Record]:
-    """The records of a `log.jsonl` up to a step, in order; a last line cut short by a kill is left out.
+    """The records of a `log.jsonl` up to a step, in order; what a kill or a broken disk left of a line is left out.
+
+    Raises:
+        CheckpointError: it cannot be read.
 
     Example:
         >>> read_records("/nowhere/log.jsonl")
@@ -38,7 +41,11 @@ def read_records(path: str | os.PathLike, until: int | None = None) -> list[Reco
     """
     records: list[Record] = []
     file = pathlib.Path(path)
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    except OSError as e:
+        raise CheckpointError(f"{str(file)!r} cannot be read: {e.strerror or e}; check it and its permissions") from e
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

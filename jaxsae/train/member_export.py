@@ -42,7 +42,7 @@ def export_members(
     Raises:
         Diverged: no run is left.
     """
-    last = fitted.metrics.get("train", {}).get("members", {})
+    last = fitted.metrics.get("train", {}).get("members", {})  # of a finished run whose log is lost: nothing
     health = parallel.to_host(fitted.state.track[HEALTH])
     losses = np.full(fleet.size, np.nan)
     runs = []
@@ -53,7 +53,7 @@ def export_members(
             parallel.on_first("member", run_dir.member(i).set_dictionary_aside)
             run["stopped"] = int(health["stopped"][i]) if not health["alive"][i] else fitted.step
         else:
-            losses[i] = last["loss"][i] if last else 0.0
+            losses[i] = last["loss"][i] if last else np.inf
             run |= {name: values[i] for name, values in last.items() if name != "alive"}
             left_out = write(sae, run_dir.member(i), run_dir.place.remote)[1]
             run |= {"left_out": left_out} if left_out else {"sae": f"{run_dir}/{run_dir.member_name(i)}/sae"}

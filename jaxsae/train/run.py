@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> TrainResult:
         )
         tokens = fitted.step * source.batch_size
         meta = _meta(cache, site, tokens)
-        summary = {**_summary(recipe, site, fitted, run_dir, tokens), "mesh": dict(mesh.shape) if mesh else {}}
+        summary = {**_summary(recipe, site, fitted, tokens, run_dir), "mesh": dict(mesh.shape) if mesh else {}}
         if isinstance(recipe, Fleet):
             summary, sae = export_members(recipe, fitted, run_dir, meta, summary)
         else:
@@ -174,7 +174,7 @@ def _meta(cache: Cache, site: str, tokens: int) -> Meta:
     return Meta(host=str(cache.manifest.host.get("name", "")), site=site).with_extra(tokens_trained=tokens)
 
 
-def _summary(recipe: Recipe | Fleet, site: str, fitted: Fitted, run_dir: RunDir, tokens: int) -> dict[str, Any]:
+def _summary(recipe: Recipe | Fleet, site: str, fitted: Fitted, tokens: int, run_dir: RunDir) -> dict[str, Any]:
     newest = {kind: {k: v for k, v in r.items() if k != "kind"} for kind, r in fitted.metrics.items()}
     sizes = {"recipe": recipe.name, "site": site, "d_in": recipe.d_in, "d_sae": recipe.d_sae}
     done = {"steps": fitted.step, "tokens_trained": tokens, "seconds": round(fitted.seconds, 3)}

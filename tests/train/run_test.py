@@ -162,6 +162,20 @@ def test_repeating_a_complete_run_changes_nothing(cache, tmp_path):
     assert (bare.summary["tokens_trained"], "train" in bare.summary) == (40 * 64, False)
 
 
+@pytest.mark.parametrize("sweep", [(), ("lr=1e-3,1e-4",)])
+@pytest.mark.parametrize("left", [None, b"\xff\xfe\x00", b'{"kind": "train", "step": 20, "lo'])
+def test_a_complete_run_whose_log_is_lost_is_exported_again(cache, tmp_path, sweep, left):
+    first = train(make(cache, tmp_path, tokens=64 * 20, sweep=sweep))
+    shutil.rmtree(first.run_dir.sae)
+    if left is None:
+        first.run_dir.log.unlink()
+    else:
+        first.run_dir.log.write_bytes(left)
+    again = train(make(cache, tmp_path, tokens=64 * 20, sweep=sweep))
+    assert io.load(again.run_dir.sae).d_sae == 64
+    assert again.summary["tokens_trained"] == 64 * 20
+
+
 def test_without_held_out_rows_it_trains_unwatched(tmp_path):
     result = train(make(write_cache(tmp_path / "acts", heldout=0), tmp_path / "run"))
     assert "heldout" not in result.metrics
@@ -271,6 +285,8 @@ def test_wrong_paths_sites_and_sizes_are_one_sentence(cache, tmp_path):
             make(cache, tmp_path / "run", seed=seed)
     with pytest.raises(ConfigError, match=r"k must lie between 1 and d_sae"):
         train(make(cache, tmp_path / "run", recipe=topk.Config(d_sae=64, k=65)))
+    with pytest.raises(ConfigError, match=r"dead_after_tokens = 4294967296 is beyond 32 bits"):
+        train(make(cache, tmp_path / "run", recipe=topk.Config(d_sae=64, k=4, dead_after_tokens=2**32)))
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="run directory"):
         train(make(cache, tmp_path / "file"))
