@@ -74,10 +74,16 @@ class JsonLines:
             self._file.write(_line(record))
             self._file.flush()
         except OSError as e:
-            raise CheckpointError(f"{self._file.name!r} cannot be written: {e.strerror}; make room, run again") from e
+            raise self._failed(e) from e
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()  # writes what a full disk did not take before
+        except OSError as e:
+            raise self._failed(e) from e
+
+    def _failed(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"{self._file.name!r} cannot be written: {error.strerror}; make room, run again")
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The log of each run of a fleet, in a folder of its own, as if it had been trained alone."""
 
 from jaxsae.train.logs import JsonLines, Record
-from jaxsae.train.run_dir import RunDir
+from jaxsae.train.run_dir import RunDir, make_folder_of
 
 
 class MemberLogs:
@@ -18,7 +18,7 @@ class MemberLogs:
     def __init__(self, run: RunDir, size: int, until: int):
         folders = [run.member(i) for i in range(size)]
         for folder in folders:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            make_folder_of(folder.log)
         self._lines = [JsonLines(folder.log, until) for folder in folders]
         self._ended = [any(r["kind"] == "event" for r in lines.kept) for lines in self._lines]
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsae.errors import ConfigError
+from jaxsae.errors import CheckpointError, ConfigError
 from jaxsae.train.logs import JsonLines, Log, NotFinite, TensorBoard, WeightsAndBiases, read_records
+from jaxsae.train.member_logs import MemberLogs
 from jaxsae.train.progress import Progress
 from jaxsae.train.run_dir import RunDir
 
@@ -80,6 +81,21 @@ def test_json_lines_drop_what_came_after_the_checkpoint_and_half_lines(tmp_path)
     ]
     assert [json.loads(line) for line in path.read_text().splitlines()] == read_records(path)
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_full_disk_is_a_sentence_when_a_record_is_written_and_when_the_log_is_closed(tmp_path):
+    log = JsonLines(tmp_path / "log.jsonl")
+    log._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115 - as JsonLines does
+    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+        log.write({"kind": "train", "step": 1})
+    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+        log.close()
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "members").write_text("no folder")
+    with pytest.raises(ConfigError, match="members/00.* cannot be made"):
+        MemberLogs(RunDir(tmp_path), 2, 0)
 
 
 RECORD = {"kind": "train", "step": 500, "tokens": 50_000, "time": 10.0, "fvu": 0.1234, "l0": 32.0, "dead_share": 0.015}
