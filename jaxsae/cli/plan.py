@@ -17,6 +17,8 @@ from jaxsae.train.run_dir import write_atomic
 if TYPE_CHECKING:
     from jaxsae.plan.advise import Advice
 
+#: Ends of the name of a page; what else follows a dot belongs to the name, as in plan.v5e-4x4.
+_PAGES = (".md", ".txt")
 _VERDICTS = {True: "fits", False: "does not fit", None: "no limit known"}
 
 
@@ -64,7 +66,7 @@ class Plan:
             print(text)
         else:
             write_atomic(self.output, text)
-            write_result(os.path.splitext(self.output)[0] + ".json", data)
+            write_result(data_beside(self.output), data)
             print(f"{_VERDICTS[found.measured.fits]}: {self.output}")
         if found.measured.fits is False:
             raise ConfigError(f"{self.file}: the step does not fit on {self.topology}; {self._way_out(found.advice)}")
@@ -83,3 +85,14 @@ class Plan:
         """What was called, for the page."""
         dtype = "" if self.dtype == "bfloat16" else f" --dtype {self.dtype}"
         return f"jaxsae plan {self.file} --topology {self.topology}{dtype}"
+
+
+def data_beside(page: str) -> str:
+    """Where the data of a page lies.
+
+    Example:
+        >>> data_beside("gs://bucket/a.v5e-4x4.md"), data_beside("a.v5e-4x4")
+        ('gs://bucket/a.v5e-4x4.json', 'a.v5e-4x4.json')
+    """
+    name, end = os.path.splitext(page)
+    return f"{name if end in _PAGES else page}.json"

@@ -16,6 +16,7 @@ import pytest
 from jaxsae.cli.plan import Plan as Command
 from jaxsae.config import from_dict, read_file
 from jaxsae.data.manifest import Manifest
+from jaxsae.data.store import Folder
 from jaxsae.data.writer import Block, CacheWriter
 from jaxsae.errors import ConfigError, DataError
 from jaxsae.kernels._dispatch import compiling_for
@@ -184,6 +185,22 @@ def test_sixteen_million_latents_never_hold_all_pre_activations():
     tile = max(math.prod(s) for s in spread - weights)
     assert 8 * latents < tile <= TILE_BYTES // 4
     assert not [s for s in sides if math.prod(s) > max(math.prod(w) for w in weights)]
+
+
+def test_page_and_data_lie_beside_each_other_whatever_the_page_is_called(tmp_path, monkeypatch):
+    """Also behind a URL, and where the name has a dot that begins no ending."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(
+        "type: train\nrecipe: {type: recipe.topk, d_in: 8, d_sae: 32, k: 2}\ncache: none\n"
+    )
+    (tmp_path / "file").write_text("")
+    for name in ("memory://plans/topk.md", "new/topk.v5e-4x4"):
+        Command("run.yaml", output=name).run()
+    assert Folder("memory://plans").names() == ["topk.json", "topk.md"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["topk.v5e-4x4", "topk.v5e-4x4.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "new", "run.yaml"]
+    with pytest.raises(ConfigError, match="cannot be made"):
+        Command("run.yaml", output="file/topk.md").run()
 
 
 def test_the_command_ends_with_a_sentence_and_a_status(tmp_path):
