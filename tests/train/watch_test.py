@@ -173,6 +173,10 @@ def test_compiled_programs_are_kept(tmp_path):
         keep_compiled(str(tmp_path / "cache"), least_seconds=0.0)
         jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x))(jnp.ones((17, 17))).block_until_ready()
         assert list((tmp_path / "cache").iterdir())
+        keep_compiled(f"file://{tmp_path}/other")
+        assert getattr(jax.config, names[0]) == f"{tmp_path}/other"
+        with pytest.raises(ConfigError, match="'compilation_cache': expected a folder, or a URL such as"):
+            keep_compiled("gcs://bucket/programs")
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
