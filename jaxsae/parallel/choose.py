@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxsae.config import register
 from jaxsae.errors import ConfigError
+from jaxsae.parallel.processes import require_alike
 from jaxsae.parallel.specs import make_mesh
 
 #: Bytes per parameter of a training state in f32 with Adam: weight, two moments and the gradient.
@@ -107,6 +108,7 @@ def choose_mesh(config: MeshConfig, need: Need, devices: Sequence[Any], memory: 
         >>> found.mesh.size, found.reason
         (1, 'there is one device')
     """
+    require_alike(devices)
     several = len({d.process_index for d in devices}) > 1
     if several:  # a process holds adjacent rows of a batch, whatever the order of the numbers in the machine
         devices = sorted(devices, key=lambda d: (d.process_index, d.id))

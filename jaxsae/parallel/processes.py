@@ -6,7 +6,8 @@ with a single process each is the obvious nothing.  This is the one file that to
 """
 
 import itertools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -91,6 +92,21 @@ def barrier(name: str) -> None:
         client().wait_at_barrier(f"jaxsae/{next(_turns)}/{name}", PATIENCE_MS)
 
 
+def require_alike(devices: Sequence[Any]) -> None:
+    """Refuses processes with unlike numbers of devices: jax gathers from none such, nor does Orbax.
+
+    Raises:
+        ConfigError: two such processes, with their numbers.
+    """
+    each = Counter(d.process_index for d in devices)
+    few, many = min(each, key=lambda i: each[i]), max(each, key=lambda i: each[i])
+    if each[few] < each[many]:
+        raise ConfigError(
+            f"all processes need the same number of devices, but process {few} has {each[few]} and process {many} has "
+            f"{each[many]}; look for a device that is missing, or leave the others out"
+        )
+
+
 def on_first(what: str, action: Callable[[], T]) -> T | None:
     """Lets process 0 do something that only one may do; all wait until it is done.
 
@@ -142,6 +158,7 @@ def gather(tree: T) -> list[T]:
     """
     if not several():
         return [tree]
+    require_alike(jax.devices())
     from jax.experimental.multihost_utils import process_allgather
 
     arrays = jax.tree.map(np.asarray, tree)

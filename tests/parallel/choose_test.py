@@ -88,6 +88,12 @@ def test_impossible_meshes_are_one_sentence(config, need, words):
         chosen(config, need)
 
 
+def test_processes_with_unlike_numbers_of_devices_are_named():
+    devices = [Chip(0), Chip(1), Chip(2, process_index=1), Chip(3, process_index=1), Chip(4, process_index=2)]
+    with pytest.raises(ConfigError, match="process 2 has 1 and process 0 has 2"):
+        choose_mesh(MeshConfig(), NEED, devices)
+
+
 def test_mesh_in_force_is_seen_by_traces_and_only_inside():
     assert sizes() == {}
     with use(make_mesh(2, 4)):
