@@ -1,16 +1,18 @@
 """`jaxsae convert`: a dictionary from one format to another, checked by reading the result back."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from jaxsae.data.store import Folder
 from jaxsae.errors import FormatError, JaxsaeError
 from jaxsae.io import find, load, save
 from jaxsae.io.compare import compare
@@ -55,13 +57,19 @@ class Convert:
             FormatError: nothing to convert, a dictionary the format cannot express, or a result that differs.
         """
         format_called(self.to, write=True)
+        if Folder(self.dst).remote:
+            raise FormatError(f"{self.dst!r}: expected a folder or file of this machine; convert it here and copy it")
         many, damaged = self._many()
         if not many:
-            result = self._one(self.src, Path(self.dst))
-            _write_json(Path(self.dst), result)
+            result = self._one(self.src, self._target)
+            _write_json(self._target, result)
             _show(result)
             return result
         return self._all(many, damaged)
+
+    @property
+    def _target(self) -> Path:
+        return Path(self.dst.removeprefix("file://"))
 
     def _many(self) -> tuple[list[Path], list[FormatError]]:
         """The dictionaries below a folder that is not one itself, and what is wrong with files that might be one."""
@@ -79,14 +87,14 @@ class Convert:
         with stages() as progress:
             for i, source in enumerate(sources):
                 inside = source.relative_to(self.src)
-                target = Path(self.dst) / (inside.with_suffix("") if source.is_file() else inside)
+                target = self._target / (inside.with_suffix("") if source.is_file() else inside)
                 try:
                     results.append(self._one(str(source), target))
                 except JaxsaeError as e:
                     failed.append({"source": str(source), "error": str(e)})
                 progress("convert", i + 1, len(sources))
         summary = {"converted": results, "failed": failed}
-        _write_json(Path(self.dst), summary)
+        _write_json(self._target, summary)
         for result in results:
             _show(result)
         if failed:
@@ -99,8 +107,7 @@ class Convert:
     def _one(self, source: str, target: Path) -> dict[str, Any]:
         options: dict[str, Any] = {} if self.selection is None else {"selection": self.selection}
         sae = load(source, format=self.source_format, **options)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
+        with _beside(target) as folder:
             place = Path(folder) / target.name
             written = save(sae, place, self.to)
             back = load(place, format=self.to)
@@ -126,6 +133,22 @@ class Convert:
                 f"{self.codes_tolerance:.0e}), outputs by {found['reconstruction']:.1e} (allowed "
                 f"{self.output_tolerance:.0e}), support agreement {found['support_agreement']:.6f}; nothing was written"
             )
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[str]:
+    """A folder on the disk of the target, for the while.
+
+    Raises:
+        FormatError: none can be made there.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-")
+    except OSError as e:
+        raise FormatError(f"{str(target)!r} cannot be written: {e.strerror or e}; choose another place") from e
+    with made as folder:
+        yield folder
 
 
 def save_conflict(target: Path, to: str) -> None:

@@ -141,7 +141,7 @@ def save(sae: SAE, path: str | os.PathLike[str], format: str = "jaxsae") -> Writ
             f"{os.fspath(path)!r}: expected a local folder to write into, or hf://owner/repo/path; save it on "
             "this machine and copy it"
         )
-    path = Path(path)
+    path = Path(os.fspath(path).removeprefix("file://"))
     writer = format_called(format, write=True)
     if path.is_dir():
         others = [name for name in recognised(Listing(path)) if name != format]

@@ -42,6 +42,18 @@ def test_one_file(tmp_path):
     assert load(tmp_path / "a.npz").d_sae == 64
 
 
+def test_where_the_result_goes(tmp_path, monkeypatch):
+    """The URL of a folder is that folder; a bucket, and a place where nothing can be made, are refused."""
+    monkeypatch.chdir(tmp_path)
+    save(tiny(), f"file://{tmp_path}/a")
+    Convert(src="a", dst=f"file://{tmp_path}/b", to="sae_lens").run()
+    for place, words in (("gs://bucket/b", "expected a folder or file of this machine"), ("a/cfg/b", "cannot be writ")):
+        (tmp_path / "a" / "cfg").write_text("")
+        with pytest.raises(FormatError, match=words):
+            Convert(src="b", dst=place, to="jaxsae").run()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "b.convert.json"]
+
+
 def test_latents_in_other_units_are_compared_in_theirs(tmp_path):
     save(tiny(k=3, by_norm=True), tmp_path / "a")
     result = Convert(src=str(tmp_path / "a"), dst=str(tmp_path / "b"), to="sae_lens").run()
