@@ -125,7 +125,7 @@ start() {
   printf '%s' "$command" >"$root/command"
   touch "$root/log"
   wc -c <"$root/log" >"$root/start-of-log"
-  setsid bash "$self" supervise "$@" </dev/null >>"$root/log" 2>&1 &
+  setsid bash "$self" supervise "$@" </dev/null >>"$root/log" 2>&1 9>&- &
   for ((i = 0; i < 100; i++)); do
     [ "$(state)" = absent ] || { say started && return; }
     sleep 0.1
@@ -191,8 +191,16 @@ stop() {
   say "$(state)$(why_ended)"
 }
 
+# alone: of two calls in the same moment one waits until the environment or the program of the other is there.  The lock
+# goes with this process; flock comes with setsid, and a file system without locks leaves it to the callers.
+alone() {
+  command -v flock >/dev/null && exec 9>>"$root/lock" || return 0
+  flock --nonblock 9 || { say "waiting for another call that works here" && flock 9; }
+}
+
 verb=${1-}
 shift
+case $verb in setup | start | restart) alone ;; esac
 case $verb in
   setup | same | start | restart | supervise | result | follow | stop) "$verb" "$@" ;;
   *) fail "unknown verb '$verb'" ;;

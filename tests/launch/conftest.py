@@ -13,7 +13,7 @@ import pytest
 LAUNCH = Path(__file__).parents[2] / "launch"
 FAKES = ("gcloud", "kubectl", "uv", "sbatch", "srun", "scancel", "scontrol", "squeue")
 REAL = """bash sh env cat cp mv rm mkdir mktemp chmod touch grep sed sort uniq head tail wc tr cut dirname basename date
-setsid sleep cksum pgrep ps"""
+setsid flock sleep cksum pgrep ps"""
 
 
 class Cloud:
@@ -96,7 +96,12 @@ class Cloud:
 
     def shows_log(self) -> bool:
         """Whether some worker's log is being followed right now."""
-        return subprocess.run(["pgrep", "-f", f"^tail .*{self.folder}"], capture_output=True).returncode == 0
+        return self.followers() > 0
+
+    def followers(self) -> int:
+        """By how many."""
+        found = subprocess.run(["pgrep", "-c", "-f", f"^tail .*{self.folder}"], capture_output=True, text=True)
+        return int(found.stdout)
 
     def end_programs(self) -> None:
         for pid_file in self.folder.glob("**/pid"):

@@ -28,6 +28,15 @@ def test_a_run_shows_the_log_and_ends_with_the_programs_status(program):
     assert "ended 1 at" in program.run("local.sh", "status").stdout
 
 
+def test_calls_in_the_same_moment_start_one_program(program):
+    program.plan(program={"w0": ["wait", "wait", "wait"]})
+    launchers = [program.start("local.sh", "run", "--poll=0.05", "--", "jaxsae", "train") for _ in range(3)]
+    program.wait_for(lambda: program.followers() == 3)
+    program.run("local.sh", "stop")
+    assert [launcher.wait(30) for launcher in launchers] == [143] * 3
+    assert program.starts("w0") == 1
+
+
 def test_a_crash_is_followed_by_a_restart_and_a_dry_run_by_nothing(program):
     program.plan(program={"w0": ["137", "0"]})
     dry = program.run("local.sh", "run", "--dry-run", "--", "jaxsae", "a b")
