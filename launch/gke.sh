@@ -123,14 +123,18 @@ container_command() {
   printf '%s]' "$line"
 }
 manifest() {
-  local line word file name mounts='{name: work, mountPath: /jaxsae}' volumes='{name: work, emptyDir: {}}'
+  local line word file i name items mounts='{name: work, mountPath: /jaxsae}' volumes='{name: work, emptyDir: {}}'
   if [ "${#OPT_COPY[@]}" -gt 0 ]; then
     printf 'apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: %s\ndata:\n' "$OPT_NAME"
-    for file in "${OPT_COPY[@]}"; do
-      printf '  %s: %s\n' "$(json "${file##*/}")" "$(json "$(cat "$file")"$'\n')"
+    items=''
+    for i in "${!OPT_COPY[@]}"; do # under keys of our own: a ConfigMap takes no spaces in them, a volume's paths may have any
+      file=${OPT_COPY[$i]}
+      printf '  file%s: %s\n' "$i" "$(json "$(cat "$file")"$'\n')"
+      items+="${items:+, }{key: file$i, path: $(json "${file##*/}")}"
     done
     printf -- '---\n'
-    mounts+=', {name: files, mountPath: /files}' volumes+=", {name: files, configMap: {name: $OPT_NAME}}"
+    mounts+=', {name: files, mountPath: /files}'
+    volumes+=", {name: files, configMap: {name: $OPT_NAME, items: [$items]}}"
   fi
   while IFS= read -r line; do
     case $line in
@@ -156,11 +160,13 @@ manifest() {
   done <"$HERE/jobset.yaml"
 }
 check_files() {
-  local file size=0
+  local file size=0 twice
   for file in ${OPT_COPY[@]+"${OPT_COPY[@]}"}; do
     [ -f "$file" ] || fail 2 "option '--copy': there is no file $file"
     size=$((size + $(wc -c <"$file")))
   done
+  twice=$(printf '%s\n' ${OPT_COPY[@]+"${OPT_COPY[@]##*/}"} | sort | uniq -d)
+  [ -z "$twice" ] || fail 2 "two files to copy have the same name '$twice'"
   [ "$size" -lt 900000 ] || fail 2 "the files to copy have $size bytes, and a cluster keeps less than 900000; put large ones into a bucket or the image"
   case $OPT_PACKAGE in
     '') fail 2 "no package given; jaxsae is on no package index yet, so give an --image that has it (launch/README.md shows how to make one), or as --package a URL that pip takes, for example 'jaxsae[tpu] @ git+https://HOST/jaxsae.git'" ;;

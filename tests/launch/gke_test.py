@@ -1,5 +1,6 @@
 """launch/gke.sh against a pretended kubectl: the manifest, the calls, what a signal does."""
 
+import re
 import shlex
 import signal
 import subprocess
@@ -82,7 +83,10 @@ def test_words_and_files_reach_the_program_unchanged(cloud):
     text = 'a: "b"\n# $(HOME) c\\d\n\ttab: ü\n'
     (cloud.cwd / "my train.yaml").write_text(text)
     files, jobset = manifest(cloud, *JOB, "--package=none", "--copy=my train.yaml", *TRAIN, *words)
-    assert files["data"] == {"my train.yaml": text}
+    (volume,) = (v["configMap"] for v in pod_of(jobset)["volumes"] if "configMap" in v)
+    assert volume["name"] == files["metadata"]["name"]
+    assert {item["path"]: files["data"][item["key"]] for item in volume["items"]} == {"my train.yaml": text}
+    assert all(re.fullmatch(r"[-._a-zA-Z0-9]+", key) for key in files["data"]), "others a cluster refuses"
     command = pod_of(jobset)["containers"][0]["command"]
     # Kubernetes puts $ for $$ and leaves the rest, as there is no $( left
     assert not any("$(" in word.replace("$$", "") for word in command)
@@ -281,6 +285,16 @@ def test_a_wrong_call_is_one_sentence_and_touches_nothing(cloud, args, sentence)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not cloud.calls("kubectl")
+
+
+def test_two_files_of_one_name_are_refused(cloud):
+    for folder in ("a", "b"):
+        (cloud.cwd / folder).mkdir()
+        (cloud.cwd / folder / "train.yaml").write_text(folder)
+    done = cloud.run("gke.sh", "run", *JOB, "--package=none", "--copy=a/train.yaml", "--copy=b/train.yaml", *TRAIN)
+    assert done.returncode == 2
+    assert "two files to copy have the same name 'train.yaml'" in done.stderr
     assert not cloud.calls("kubectl")
 
 
