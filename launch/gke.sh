@@ -125,7 +125,7 @@ container_command() {
 manifest() {
   local line word file i name items mounts='{name: work, mountPath: /jaxsae}' volumes='{name: work, emptyDir: {}}'
   if [ "${#OPT_COPY[@]}" -gt 0 ]; then
-    printf 'apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: %s\ndata:\n' "$OPT_NAME"
+    printf 'apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: %s\ndata:\n' "$(json "$OPT_NAME")"
     items=''
     for i in "${!OPT_COPY[@]}"; do # under keys of our own: a ConfigMap takes no spaces in them, a volume's paths may have any
       file=${OPT_COPY[$i]}
@@ -134,7 +134,7 @@ manifest() {
     done
     printf -- '---\n'
     mounts+=', {name: files, mountPath: /files}'
-    volumes+=", {name: files, configMap: {name: $OPT_NAME, items: [$items]}}"
+    volumes+=", {name: files, configMap: {name: $(json "$OPT_NAME"), items: [$items]}}"
   fi
   while IFS= read -r line; do
     case $line in
@@ -142,7 +142,8 @@ manifest() {
       *@*@*)
         name=${line#*@} name=${name%%@*}
         case $name in
-          NAME) word=$OPT_NAME ;;
+          NAME) word=$(json "$OPT_NAME") ;; # a name may be a word of YAML's, such as on or null
+          SERVICE_ACCOUNT) word=${OPT_SERVICE_ACCOUNT:+$(json "$OPT_SERVICE_ACCOUNT")} ;;
           HOSTS) word=$HOSTS ;;
           ACCELERATOR) word=$LABEL ;;
           SPOT) word=${OPT_SPOT:+'"true"'} ;;

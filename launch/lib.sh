@@ -115,7 +115,8 @@ required() {
   [ -n "${!var}" ] || fail 2 "no $1 given; add --$1 or set JAXSAE_$2, for example --$1 $3"
 }
 whole_number() { # whole_number NAME VALUE
-  case $2 in '' | *[!0-9]* | 0[0-9]*) fail 2 "option '--$1' must be a whole number, found '$2'" ;; esac
+  # bash takes 08 for an octal number, and of one too long for it what is left
+  [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] || fail 2 "option '--$1' must be a whole number, found '$2'; at most nine digits, and no 0 in front of others"
 }
 seconds() { # seconds NAME VALUE
   [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail 2 "option '--$1' must be a number of seconds, found '$2'"

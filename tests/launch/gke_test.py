@@ -67,6 +67,15 @@ def test_the_manifest_has_only_fields_that_exist_and_one_pod_for_each_host(cloud
     assert "cloud.google.com/gke-spot" not in pod_of(plain)["nodeSelector"]
 
 
+def test_names_that_are_words_of_yaml_stay_names(cloud):
+    (cloud.cwd / "a.yaml").write_text("")
+    named = ("--name=on", "--service-account=007", "--copy=a.yaml", "--package=none")
+    files, jobset = manifest(cloud, *JOB, *named, *TRAIN)
+    assert files["metadata"]["name"] == jobset["metadata"]["name"] == "on"
+    assert pod_of(jobset)["volumes"][-1]["configMap"]["name"] == "on"
+    assert pod_of(jobset)["serviceAccountName"] == "007"
+
+
 @pytest.mark.parametrize(
     ("accelerator", "topology", "more", "hosts", "chips"),
     [("v6e", "2x4", ["--chips-per-host=8"], 1, 8), ("v5p", "2x2x4", [], 4, 4), ("v5e", "1x1", [], 1, 1)],
@@ -272,6 +281,14 @@ def test_a_signal_suspends_the_job_so_that_it_saves(cloud):
         (("run", *JOB, "--accelerator=v9", *TRAIN), "unknown accelerator 'v9'; possible: v4, v5e"),
         (("run", *JOB, "--topology=2x2x2", *TRAIN), "must have 2 sides for v5e, such as 4x4, found '2x2x2'"),
         (("run", *JOB, "--chips-per-host=3", *TRAIN), "a 4x4 slice has 16 chips, which 3 chips per host do not divide"),
+        (
+            ("run", *JOB, "--chips-per-host=08", *TRAIN),
+            "option '--chips-per-host' must be a whole number, found '08'; at most nine digits",
+        ),
+        (
+            ("run", *JOB, "--grace=99999999999999999999", *TRAIN),
+            "option '--grace' must be a whole number, found '99999999999999999999'",
+        ),
         (("run", *JOB[:3], *TRAIN), "no package given; jaxsae is on no package index yet, so give an --image"),
         (("run", *JOB, "--package=dist/jaxsae-0.1.0-py3-none-any.whl[tpu]", *TRAIN), "a wheel file cannot be sent"),
         (("run", *JOB, "--copy=none.yaml", *TRAIN), "there is no file none.yaml"),
