@@ -94,7 +94,7 @@ def test_a_full_disk_is_a_sentence_when_a_record_is_written_and_when_the_log_is_
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "members").write_text("no folder")
-    with pytest.raises(ConfigError, match="members/00.* cannot be made"):
+    with pytest.raises(ConfigError, match=r"members/00.* cannot be made"):
         MemberLogs(RunDir(tmp_path), 2, 0)
 
 
