@@ -60,10 +60,8 @@ def sae_lens(method: str, shape: Shape, x: Any) -> Callable[[], None]:
     from sae_lens.config import LoggingConfig
     from sae_lens.training.sae_trainer import SAETrainer, SAETrainerConfig
 
-    device, name = (
-        str(x.device),
-        {"topk": "TopK", "batch_topk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK"}[method],
-    )
+    device = str(x.device)
+    name = {"topk": "TopK", "batch_topk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK"}[method]
     widths = [round(shape.d_sae * sum(FRACTIONS[: i + 1])) for i in range(len(FRACTIONS))]
     own: dict[str, Any] = {"matryoshka_widths": widths} if method == "matryoshka" else {}
     sizes = {"d_in": shape.d_in, "d_sae": shape.d_sae, "k": shape.k}
