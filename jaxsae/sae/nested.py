@@ -1,8 +1,8 @@
 """Nested levels: reconstructions from the first latents (`ByPrefix`, `RandomPrefixes`) or the best-ranked (`ByRank`).
 
 Each is a point on one path of residuals, e_j = e_{j-1} - v_j d_j, in order of latent index or of rank.  Short lists
-are decoded once for all levels (`kernels.nested`), or walked entry by entry where nearly every entry ends a level
-(`kernels.path`); long lists and dense codes are decoded block by block in dense products.
+are decoded once for all levels (`kernels.nested`); long lists and dense codes are decoded block by block in dense
+products.
 """
 
 import itertools
@@ -20,8 +20,6 @@ from jaxsae.sae.codes import DenseCodes, SparseCodes
 from jaxsae.sae.levels import check_nested, check_one_matrix, check_weights
 from jaxsae.sae.records import Ctx, Out
 
-#: Where an entry in so many ends a level, the walk costs less than a product for each level.
-WALKED = 8
 #: Most blocks into which dense codes are cut when prefix lengths are known only while the program runs.
 BLOCKS = 16
 
@@ -234,9 +232,6 @@ def _by_index(codes: SparseCodes, W, e0, lengths: jax.Array) -> tuple[jax.Array,
 def _by_rank(ranked: SparseCodes, W, e0, counts: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Levels of a ranked list, and the residual of its first `kept` [B] entries."""
     size = ranked.values.shape[1]
-    if len(counts) * WALKED > size:
-        sse, err = kernels.path(ranked.values, ranked.indices, W, e0, kept)
-        return sse[:, jnp.minimum(counts, size)], err
     ends = jnp.sort(jnp.concatenate([jnp.broadcast_to(counts, (len(e0), len(counts))), kept[:, None]], axis=1), axis=1)
     level = jnp.sum(ends[:, None] <= jnp.arange(size)[None, :, None], axis=2, dtype=jnp.int32)
     place = lambda count: jnp.argmax(ends == count[:, None], axis=1)  # noqa: E731

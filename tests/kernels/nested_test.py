@@ -116,6 +116,14 @@ def test_without_entries_the_residual_is_what_it_was(implementation, rows, k):
     assert not np.any(dW)
 
 
+def test_many_levels_are_walked():
+    args = inputs(levels=9)
+    with pytest.raises(ConfigError, match="'xla_rows' takes at most 8 levels, not 9; possible: xla, reference"):
+        kernels.nested(*args, 9, implementation="xla_rows")
+    for ours, plain in zip(kernels.nested(*args, 9), by_loop(*args, 9), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+
+
 def test_entries_of_very_different_size_do_not_spoil_each_other():
     """A walk back through a residual of 1e8 would lose the small one; these residuals are made anew."""
     values, index, level = jnp.array([[1e8, 1.0]]), jnp.array([[0, 1]]), jnp.array([[1, 0]])

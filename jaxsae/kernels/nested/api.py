@@ -16,8 +16,14 @@ def _alone(shape, dtype):
     return "works on one device, this is a mesh" if parallel.sizes() else None
 
 
+def _few_levels(shape):
+    """Each level costs `xla_rows` a product; the walk passes all of them on its way."""
+    most = xla_rows.MOST_LEVELS
+    return f"takes at most {most} levels, not {shape['R']}" if shape["R"] > most else None
+
+
 IMPLEMENTATIONS: Available = {
-    "xla_rows": Implementation(xla_rows.nested, ("cpu",), _alone),
+    "xla_rows": Implementation(xla_rows.nested, ("cpu",), _alone, _few_levels),
     "xla": xla.nested,
     "reference": reference.nested,
 }
@@ -39,7 +45,7 @@ def nested(
 
         e_r[b] = e0[b] - sum over j with level[b, j] <= r of values[b, j] W[indices[b, j]]        r = 0..R-1
 
-    The levels of Matryoshka prefixes and of multi-TopK.  Where every entry is a level of its own, `path` is the op.
+    The levels of Matryoshka prefixes, multi-TopK and HierarchicalTopK.  `path` has those after every single entry.
 
     Args:
         values: [B, K] f32; 0 means absent.
@@ -50,7 +56,7 @@ def nested(
         main: [B] int32 in 0..R-1: the level whose residual is wanted in full.
         levels: R, at least 1.
         in_order: the levels of each row never decrease along its list, which spares XLA's form a sort.
-        implementation: None (best here), "xla", "xla_rows" (CPU) or "reference".
+        implementation: None (best here), "xla", "xla_rows" (CPU, up to 8 levels) or "reference".
 
     Returns:
         sse [B, R] f32, the squared norm (sum over E) of every residual; and e_main [B, E] f32.

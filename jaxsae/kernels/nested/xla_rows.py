@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from jaxsae.kernels._rows import in_blocks
 from jaxsae.kernels.sparse_decode import xla as sparse
 
+#: Most levels.  With 32 entries a row six took as long as the walk (B 1024, E 576, S 8192, two cores), with 128 ten.
+MOST_LEVELS = 8
+
 
 def nested(values, indices, level, W, e0, main, levels: int, in_order: bool = False) -> tuple[jax.Array, jax.Array]:
     """See `jaxsae.kernels.nested.api.nested`."""
