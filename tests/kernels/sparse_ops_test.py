@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxsae import kernels
 from jaxsae.errors import ConfigError
@@ -219,3 +221,23 @@ def test_numpy_arrays_are_taken_as_they_are(rows, k):
     found, expected = with_grad(*args), with_grad(*map(jnp.asarray, args))
     assert all(np.array_equal(a, e) for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
     np.testing.assert_array_equal(loss(*args)[0], expected[0][0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    units=st.integers(1, 12),
+    whole=st.integers(1, 5),
+    size=st.sampled_from([1, 7, 2**20, 2**27, 2**29, 2**31 - 2]),
+    seed=st.integers(0, 10**6),
+)
+def test_entries_by_latent_in_as_few_groups_as_an_int32_can_tell(units, whole, size, seed):
+    """Each group is sorted and keeps the order of equal latents, and so does the order as a whole."""
+    entries = units * whole
+    indices = np.random.default_rng(seed).integers(0, min(size, 9) + 1, entries).astype(np.int32)
+    order = np.asarray(xla.by_latent(jnp.asarray(indices), size, whole))
+    np.testing.assert_array_equal(np.sort(order), np.arange(entries))
+    for latent in np.unique(indices):
+        assert np.all(np.diff(order[indices[order] == latent]) > 0)
+    groups = [n for n in range(1, units + 1) if units % n == 0 and (size + 1) * (entries // n) <= 2**31]
+    for part in indices[order].reshape(groups[0] if groups else 1, -1):
+        assert np.all(np.diff(part) >= 0)
