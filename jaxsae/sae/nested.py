@@ -209,7 +209,7 @@ class ByRank:
 
 
 def _dense_is_cheaper(codes: SparseCodes, products: float) -> bool:
-    """Whether so many dense decodes cost less than a walk over the list."""
+    """Whether so many dense decodes cost less than decoding the list by entries."""
     return products * codes.d_sae <= dense_ratio() * codes.values.shape[1]
 
 
