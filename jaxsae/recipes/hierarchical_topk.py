@@ -30,9 +30,9 @@ def hierarchical_topk(
         L = (1 / |J|) sum over j in J of ||x - xhat_j||^2 / var(x),     xhat_j = b_dec + the j best latents of the row
 
     J is 1..K, or every `every`-th of them.  Residuals are walked one latent at a time: memory grows with B * E + B * K,
-    not with K reconstructions.  The paper states the objective with the plain squared error; the division by the
-    variance, the AuxK term (optional there) and the optimiser are those of `topk`.  Inference: K best per row, fewer by
-    `sae.at_k`, or a threshold averaged over training.
+    not with K reconstructions (up to eight of them are kept on a CPU).  The paper states the objective with the plain
+    squared error; the division by the variance, the AuxK term (optional there) and the optimiser are those of `topk`.
+    Inference: K best per row, fewer by `sae.at_k`, or a threshold averaged over training.
 
     Expect: explained variance against the k kept at inference (`sae.at_k`) on or above the envelope of TopK coders
     trained at each k (testbed S1).
