@@ -3,7 +3,8 @@
 A process that dies leaves the others waiting: in a collective, which fails at once on CPUs and never on TPUs, or at a
 barrier.  jax aborts them when the heartbeats stop, with a stack trace.  Before that, whoever knows says so in a
 sentence: a process that ends with an error leaves a note with the coordination service, which the others read in a
-thread, and a failed collective is told for what it is.
+thread; process 0, which sees the others' connections break, leaves such notes for a process that was killed; and a
+failed collective is told for what it is.
 """
 
 import atexit
@@ -14,16 +15,22 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable
 
 from jaxsae.errors import JaxsaeError, PeerLost
 from jaxsae.parallel import processes
+from jaxsae.parallel.lifeline import Line, Listener
 
 #: Exit status of a process whose peer is gone (EX_TEMPFAIL): a launcher should start the same command again.
 AGAIN = PeerLost.status
 #: Where the note for a process lies.
 NOTE = "jaxsae/note/{}"
+#: Where process 0 says how it is reached by the others' lifelines.
+LIFELINE = "jaxsae/lifeline"
 #: Milliseconds for the others to come to the same error; after that it is this process's alone.
 TOGETHER_MS = 3000
+#: Milliseconds for process 0 to say how it is reached.
+LIFELINE_MS = 60_000
 _YEAR_MS = 365 * 24 * 3600 * 1000
 
 #: What failed collectives and a lost coordinator look like, under all the types that jax raises them as.
@@ -63,18 +70,43 @@ def peer_lost(error: BaseException) -> PeerLost:
 
 def watch() -> None:
     """Starts the threads that wait for news of the other processes, until this one ends."""
+    line = None
+    with contextlib.suppress(Exception):  # without it, the heartbeats tell
+        line = _lifeline()
     if processes.index():
         threading.Thread(target=_watch_first, name="jaxsae-first", daemon=True).start()
     thread = threading.Thread(target=_read_note, name="jaxsae-note", daemon=True)
 
     def stop() -> None:  # runs before jax leaves the others
         _ending.set()
+        if line is not None:
+            line.goodbye()
         with contextlib.suppress(Exception):
             processes.client().key_value_set(NOTE.format(processes.index()), "")
             thread.join(5)
 
     thread.start()
     atexit.register(stop)
+
+
+def _lifeline() -> Line | None:
+    if not processes.index():
+        processes.client().key_value_set(LIFELINE, Listener(_other_gone).where)
+        return None
+    where = processes.client().blocking_key_value_get(LIFELINE, LIFELINE_MS)
+    return Line(_first_host()[0], where, processes.index())
+
+
+def _other_gone(index: int) -> None:
+    if not _ending.is_set() and joined():
+        note = f"process {index} of {processes.count()} ended or cannot be reached"
+        _leave_notes(note, range(1, processes.count()))
+        _leave_for(note)
+
+
+def _first_host() -> tuple[str, int]:
+    host, _, port = processes.address().rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _read_note() -> None:
@@ -90,11 +122,11 @@ def _watch_first() -> None:
 
     Nothing is ever sent, so the server closes it now and then; it is lost only if it cannot be had again.
     """
-    host, _, port = processes.address().rpartition(":")
+    address = _first_host()
     while not _ending.is_set():
         began = time.monotonic()
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as connection:
+            with socket.create_connection(address, timeout=10) as connection:
                 connection.settimeout(None)
                 while connection.recv(1024):
                     pass
@@ -151,12 +183,16 @@ def _leave_with(status: int, message: str, own: str) -> None:
     """Says it here, leaves a note for everybody else, and ends."""
     _print(f"{message} ({own})")
     note = f"{own} ended: {message.removeprefix('jaxsae: error: ')}"
-    with contextlib.suppress(Exception):
-        for i in reversed(range(processes.count())):
-            processes.client().key_value_set(NOTE.format(i), note)
-        if not processes.index():
-            time.sleep(1)
+    _leave_notes(note, reversed(range(processes.count())))
+    if not processes.index():
+        time.sleep(1)
     _leave(status)
+
+
+def _leave_notes(note: str, of: Iterable[int]) -> None:
+    with contextlib.suppress(Exception):
+        for i in of:
+            processes.client().key_value_set(NOTE.format(i), note)
 
 
 def _print(message: str) -> None:

@@ -368,6 +368,27 @@ def test_an_error_of_one_process_is_told_by_all(tmp_path):
             assert three.said(i).startswith("jaxsae: error: process 1 of 3 ended: a file is damaged; the same command")
 
 
+def test_a_killed_process_is_noticed_where_no_collective_waits_for_it(tmp_path):
+    """As on TPUs, and in a save: the others wait for its word, and missed heartbeats would take much longer."""
+    code = """
+        import time
+        from jaxsae import parallel
+        place = parallel.start()
+        print("there", flush=True)
+        if place.index == 1:
+            time.sleep(200)
+        parallel.exchange("word", "mine")
+    """
+    slow = {i: {"JAXSAE_HEARTBEAT_SECONDS": "100"} for i in range(3)}
+    with Group(tmp_path, 3, ["-c", textwrap.dedent(code)], only=slow) as three:
+        three.until(lambda: all("there" in three.said(i, "out") for i in range(3)))
+        time.sleep(1)
+        three.processes[1].kill()
+        assert three.statuses(within=30) == [75, -signal.SIGKILL, 75], three.everything()
+        told = "jaxsae: error: process 1 of 3 ended or cannot be reached; the same command"
+        assert all(three.said(i).startswith(told) for i in (0, 2)), three.everything()
+
+
 def test_a_process_that_hangs_is_given_up_after_the_heartbeat_time(tmp_path):
     """A stopped process closes no connection, like a machine that is gone; jax itself aborts and names it."""
     code = "import time; from jaxsae import parallel; parallel.start(); print('there', flush=True); time.sleep(100)"
