@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from jaxsae.errors import ConfigError, closest
+from jaxsae.parallel import in_force
 
 log = logging.getLogger("jaxsae.kernels")
 
@@ -139,10 +140,10 @@ def using(**implementations: str) -> Iterator[None]:
 
 
 def device() -> tuple[str, str]:
-    """(platform, kind) that choices are made for."""
-    target = _target.get()
-    if target is not None:
-        return target
+    """(platform, kind) that choices are made for: as `compiling_for` says, the mesh in force, or jax's default."""
+    told = _target.get() or in_force.device()
+    if told is not None:
+        return told
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     here = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
     return here.platform, here.device_kind

@@ -40,6 +40,13 @@ def sizes() -> dict[str, int]:
     return {name: size for name, size, kind in axes if kind == AxisType.Auto and size > 1}
 
 
+def device() -> tuple[str, str] | None:
+    """(platform, kind) of the devices of the mesh in force; None without a mesh, or where this jax does not tell."""
+    mesh = jax.sharding.get_abstract_mesh()
+    told: Any = None if mesh is None or mesh.empty else getattr(mesh, "abstract_device", None)
+    return (told.platform, told.device_kind) if hasattr(told, "platform") else None
+
+
 def shard(f: Callable, in_specs: Any, out_specs: Any) -> Callable:
     """`f` run on every device of the mesh in force on its own parts; collectives inside go by axis name.
 

@@ -91,7 +91,8 @@ class Line:
     def __init__(self, host: str, where: str, index: int):
         port, _, self._token = where.partition(":")
         self._address, self._index = (host, int(port)), index
-        self._leaving, self._connection = threading.Event(), None
+        self._leaving = threading.Event()
+        self._connection: socket.socket | None = None
         _in_a_thread(self._hold)
 
     def _hold(self) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,6 +41,17 @@ def measured(folder, kind, *rows):
     keys = ("shape", "dtype", "milliseconds")
     ops = {"op": [dict(zip(keys, row, strict=True)) for row in rows]}
     (folder / f"{kind}.json").write_text(json.dumps({"ops": ops}))
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="a mesh does not tell its devices' platform")
+def test_the_devices_of_the_mesh_in_force_decide():
+    elsewhere = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=elsewhere)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert _dispatch.device() == ("tpu", "TPU v5 lite")
+        with compiling_for("gpu", "H100"):
+            assert _dispatch.device() == ("gpu", "H100")
+    assert _dispatch.device()[0] == "cpu"
 
 
 def test_without_a_table_the_first_that_can_serve_is_taken(tables):
