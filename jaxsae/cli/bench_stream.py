@@ -23,7 +23,7 @@ class BenchStream:
     Attributes:
         cache: an existing cache; without one, random rows are written to a temporary folder first.
         shape: tiny, smol, mid, A, B or C: their d_in and rows per batch.
-        width: d_in of the random rows, in place of the named shape's.
+        d_in: width of the random rows, in place of the named shape's.
         gigabytes: of random rows.
         batch_size: rows per batch, likewise.
         batches: batches per measurement.
@@ -35,7 +35,7 @@ class BenchStream:
 
     cache: str = ""
     shape: str = "C"
-    width: int | None = None
+    d_in: int | None = None
     gigabytes: float = 1.0
     batch_size: int | None = None
     batches: int = 40
@@ -46,7 +46,7 @@ class BenchStream:
 
     def run(self) -> dict[str, Any]:
         """Measures and prints a table; returns what the JSON holds."""
-        shape = shape_of(self.shape, self.batch_size, self.width, None, None)
+        shape = shape_of(self.shape, self.batch_size, self.d_in, None, None)
         for name in ("batches", "prefetch", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"bench stream: {name} must be at least 1, found {getattr(self, name)}")

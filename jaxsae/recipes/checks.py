@@ -5,6 +5,7 @@ recipe is asked for: `reads` (swept scalars), `tracks` (trackers), and `review(r
 returns warnings.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,9 @@ def _check_leaves(recipe: "Recipe") -> None:
 def _check_range(recipe: "Recipe") -> None:
     """Whole scalars become int32, as the count of tokens since a latent was on is, which stops at 2**30."""
     for name, value in recipe.hyper:
+        if not math.isfinite(value) or (name == "lr" and value < 0):
+            expected = "from 0 on" if name == "lr" else "that is finite"
+            raise ConfigError(f"recipe {recipe.name!r}: expected {name} to be a number {expected}, found {value}")
         if isinstance(value, int) and abs(value) >= 2**31:
             raise ConfigError(
                 f"recipe {recipe.name!r}: {name} = {value} is beyond 32 bits; expected at most {2**31 - 1}"

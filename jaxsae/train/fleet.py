@@ -95,8 +95,7 @@ class Fleet:
         for name in names[0]:
             if name not in hyper:
                 raise ConfigError(
-                    f"{name!r} cannot be swept within one program of recipe {self.recipe.name!r}"
-                    f"{closest(name, hyper)}; scalars that can: {', '.join(sorted(hyper))}"
+                    f"{name!r} cannot be swept within one program of recipe {self.recipe.name!r}{closest(name, hyper)}"
                 )
         for member in self.members:  # building a recipe with its values refuses what it would refuse alone
             own = {name: _counted(name, value, hyper[name]) for name, value in member.values}
@@ -295,7 +294,7 @@ def _counted(name: str, value: Any, default: Any) -> Any:
     """A swept value; what counts something has to be whole, since a rounded one would not be what its run is called."""
     if name not in COUNTS or not isinstance(default, int):
         return value
-    if value != int(value):
+    if not float(value).is_integer():
         raise ConfigError(f"{name!r} of a sweep counts something, so that it has to be whole, found {value:g}")
     return int(value)
 

@@ -8,7 +8,7 @@ from jaxsae.cli.bench_stream import BenchStream, write_random
 from jaxsae.data import open_cache
 from jaxsae.errors import ConfigError
 
-SMALL = {"width": 64, "gigabytes": 0.001, "batch_size": 256, "batches": 5, "repeats": 2}
+SMALL = {"d_in": 64, "gigabytes": 0.001, "batch_size": 256, "batches": 5, "repeats": 2}
 
 
 def test_random_rows(tmp_path, capsys):
@@ -40,7 +40,7 @@ def test_a_named_shape_gives_width_and_batch():
         ({"batches": 0}, "bench stream: batches must be at least 1, found 0"),
         ({"prefetch": 0}, "bench stream: prefetch must be at least 1, found 0"),
         ({"threads": 0}, "bench stream: threads must be at least 1, found 0"),
-        ({"width": 0}, "bench: d_in must be at least 1, found 0"),
+        ({"d_in": 0}, "bench: d_in must be at least 1, found 0"),
         ({"batch_size": 0}, "bench: batch_size must be at least 1, found 0"),
         ({"gigabytes": 0.0}, "gigabytes = 0.0 hold 0 rows of width 64; expected at least a batch of 256, 3.28e-05"),
         ({"gigabytes": -1.0}, "gigabytes = -1.0 hold 0 rows of width 64"),

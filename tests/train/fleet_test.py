@@ -119,12 +119,16 @@ def test_lines_of_a_sweep():
 
 
 def test_what_cannot_be_swept_is_refused_with_what_can():
-    with pytest.raises(ConfigError, match=r"'d_sae' cannot be swept.*lr"):
+    with pytest.raises(ConfigError, match=r"'d_sae' cannot be swept.*possible: .*lr"):
         Fleet(RECIPE, (Member(0, (("d_sae", 64),)),))
     with pytest.raises(ConfigError, match="k = 7 does not fit the 6 candidates"):
         Fleet(RECIPE, (Member(0, (("k", 7),)),))
     with pytest.raises(ConfigError, match=r"'k' of a sweep counts something, so that it has to be whole, found 2\.5"):
         Fleet(RECIPE, (Member(0, (("k", 2.5),)),))
+    with pytest.raises(ConfigError, match=r"'k' of a sweep counts something, so that it has to be whole, found inf"):
+        Fleet(RECIPE, (Member(0, (("k", float("inf")),)),))
+    with pytest.raises(ConfigError, match="expected lr to be a number from 0 on, found nan"):
+        Fleet(RECIPE, (Member(0, (("lr", float("nan")),)),))
     with pytest.raises(ConfigError, match="a fleet's member must be a whole number"):
         Member(-1)
     with pytest.raises(ConfigError, match="dead_after_tokens = 10000000000 is beyond 32 bits"):
