@@ -1,8 +1,8 @@
 """The step of all parameters: tangent gradient, clipping, optimiser, projection; in one pass per leaf where one can.
 
 Constrained dictionaries and clipping by the global norm put reductions between the elementwise parts of a step, and a
-compiler reads and writes the matrices once for each.  Where an op can take a leaf in place, the norm of the tangent
-gradient is found first, from sums over rows, and everything else is one pass.
+compiler reads and writes the matrices once for each.  Where it pays, the norm of the tangent gradient is found first,
+from sums over rows, and everything else is one op for each leaf.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxsae import kernels
-from jaxsae.kernels.adam.api import works_in_place
+from jaxsae.kernels.adam.api import pays, works_in_place
 from jaxsae.kernels.adam.reference import TINY
 from jaxsae.optim.adam import Adam
 from jaxsae.typing import Params, PyTree
@@ -48,7 +48,7 @@ def move(
     """
     unit = getattr(dictionary, "unit_rows", None)
     plain_adam = isinstance(optimizer, Adam) and optimizer.mu_dtype == "float32" and not optimizer.lr_factors
-    if plain_adam and unit is not None and any(works_in_place(w, name in unit) for name, w in train.items()):
+    if plain_adam and unit is not None and any(pays(w, name in unit) for name, w in train.items()):
         return _by_leaf(optimizer, unit, train, fixed, grads, opt, lr, turned)
     grads = dictionary.tangent({**train, **fixed}, grads)
     direction, opt = optimizer.build().update(grads, opt, train)
@@ -57,6 +57,7 @@ def move(
 
 
 def _by_leaf(adam, unit, train, fixed, grads, opt, lr, turned):
+    turned = tuple(name for name in turned if works_in_place(train[name], name in unit))
     written = {name: g.T if name in turned else g for name, g in grads.items()}
     norm = jnp.sqrt(sum(_square(train[name], g, name in unit) for name, g in written.items()))
     factor = jnp.float32(1.0) if adam.clip is None else jnp.where(norm < adam.clip, 1.0, adam.clip / norm)

@@ -40,11 +40,14 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_steps_agree(monkeypatch, name):
-    expected, metrics = trained(RECIPES[name])
-    taken = []
-    monkeypatch.setattr(module, "works_in_place", lambda w, unit: taken.append(unit) or True)
+    by_leaf, taken = module._by_leaf, []
+    monkeypatch.setattr(module, "_by_leaf", lambda *a: taken.append(a) or by_leaf(*a))
     found, found_metrics = trained(RECIPES[name])
-    assert taken, "the other path was not taken"
+    assert taken, "the path by leaf was not taken"
+    taken.clear()
+    monkeypatch.setattr(module, "pays", lambda w, unit: False)
+    expected, metrics = trained(RECIPES[name])
+    assert not taken
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, e in zip(
         jax.tree.leaves((found.params, found.opt)), jax.tree.leaves((expected.params, expected.opt)), strict=True
@@ -64,12 +67,12 @@ def test_steps_agree(monkeypatch, name):
     ids=["bf16 moments", "bf16 first moment", "learning rates of their own", "unit columns"],
 )
 def test_other_optimisers_and_constraints_keep_their_way(monkeypatch, recipe):
-    monkeypatch.setattr(module, "works_in_place", lambda w, unit: True)
     monkeypatch.setattr(module, "_by_leaf", None)  # would fail if it were called
     trained(recipe, steps=1)
 
 
-def test_a_turned_gradient_is_the_same_gradient():
+def test_a_turned_gradient_is_the_same_gradient(monkeypatch):
+    monkeypatch.setattr(module, "works_in_place", lambda w, unit: True)
     W, g = (jax.random.normal(jax.random.key(i), (D, S)) for i in range(2))
     state = Adam(clip=None).build().init({"W_enc": W})
     args = {"W_enc": W}, {}, {"W_enc": g}, state, jnp.float32(0.1)

@@ -9,8 +9,8 @@ from jax.custom_batching import custom_vmap
 from jaxsae import parallel
 from jaxsae.errors import ConfigError
 from jaxsae.kernels import _gpu
-from jaxsae.kernels._dispatch import Available, choose
-from jaxsae.kernels.adam import reference
+from jaxsae.kernels._dispatch import Available, choose, device
+from jaxsae.kernels.adam import reference, xla
 
 #: Longest piece that a leaf without unit rows is cut into.
 PIECE = 2048
@@ -29,7 +29,7 @@ def _pallas_gpu(W, mu, nu, g, lr, count, factor, b1, b2, eps, unit, turned=False
     @step.def_vmap
     def _(n, batched, *arrays):
         axes = [0 if b else None for b in batched]
-        plain = jax.vmap(functools.partial(reference.adam, **settings), in_axes=axes, axis_size=n)
+        plain = jax.vmap(functools.partial(xla.adam, **settings), in_axes=axes, axis_size=n)
         return plain(*arrays), (True, True, True)
 
     return step(W, mu, nu, g, lr, count, factor)
@@ -43,7 +43,7 @@ def _refuse(shape, dtype):
 
 IMPLEMENTATIONS: Available = {
     "pallas_gpu": _gpu.implementation(_pallas_gpu, _refuse),
-    "xla": reference.adam,
+    "xla": xla.adam,
     "reference": reference.adam,
 }
 
@@ -120,6 +120,11 @@ def piece(size: int) -> int:
 def can_turn(W: jax.Array) -> bool:
     """Whether a kernel can read the gradient of this leaf across."""
     return W.ndim == 2 and W.shape[0] % ROWS_ACROSS == 0 and W.shape[1] % _gpu.THREADS == 0
+
+
+def pays(W: jax.Array, unit: bool) -> bool:
+    """Whether this op is faster than optax's way over all leaves: with a kernel in place, and on a CPU."""
+    return device()[0] == "cpu" or works_in_place(W, unit)
 
 
 def works_in_place(W: jax.Array, unit: bool) -> bool:

@@ -16,8 +16,9 @@ from jaxsae.kernels.encode_topk.reference import no_second
 from jaxsae.kernels.topk import xla_counting as counting
 from jaxsae.kernels.topk.xla import group_maxima
 
-#: Latents turned over at once in the gradient of W.
-TILE = 256
+#: Latents turned over at once in the gradient of W: their rows, read across, have to stay in the nearest cache, where
+#: rows that are a multiple of so many floats apart push each other out.
+TILE, TILE_APART, APART = 32, 16, 512
 
 
 def refuse(shape: Shape, dtype: str) -> str | None:
@@ -56,8 +57,8 @@ def backward(k, k_aux, signed, residuals, cotangents):
 def turned(a: jax.Array) -> jax.Array:
     """The transpose [D, S] of [S, D], tile by tile."""
     size, depth = a.shape
-    n = next((n for n in range(TILE, 0, -128) if size % n == 0), 0)
-    if not n:
+    n = TILE_APART if depth % APART == 0 else TILE
+    if size % n:
         return a.T
 
     def tile(i, out):
