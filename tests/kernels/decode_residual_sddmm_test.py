@@ -7,8 +7,7 @@ import pytest
 
 from jaxsae import kernels
 from jaxsae.errors import ConfigError
-from jaxsae.kernels.decode_residual_sddmm import api, xla
-from jaxsae.kernels.sparse_decode import xla as decode_xla
+from jaxsae.kernels.decode_residual_sddmm import api
 
 
 def inputs(k, dtype=jnp.float32, rows=6, width=12, size=300):
@@ -30,22 +29,7 @@ def losses():
     }
 
 
-class HoldsRows:
-    """The parts of an implementation that takes the products while it has the rows, as the TPU kernel does."""
-
-    residual, dots = xla.residual, decode_xla.dots
-
-    @staticmethod
-    def row_grads(values, indices, rows, size):
-        return decode_xla.outer_sum(values, indices, rows, size)[0]
-
-    @staticmethod
-    def residual_and_dots(values, indices, W, e0):
-        e = xla.residual(values, indices, W, e0)
-        return e, decode_xla.dots(e, indices, W)
-
-
-OPS = {"xla": api.IMPLEMENTATIONS["xla"], "holds rows": api.differentiable(HoldsRows)}
+OPS = {"xla": api.IMPLEMENTATIONS["xla"], "xla_rows": api.IMPLEMENTATIONS["xla_rows"].run}
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -113,7 +97,7 @@ def test_the_gradient_of_the_squared_norm_alone_fetches_no_row_in_the_backward_p
     values, indices, W, e0 = inputs(3)
 
     def gathers(loss):
-        run = jax.vjp(lambda v: loss(*OPS["holds rows"](v, indices, W, e0, None)[:2]), values)[1]
+        run = jax.vjp(lambda v: loss(*OPS["xla_rows"](v, indices, W, e0, None)[:2]), values)[1]
         return str(jax.make_jaxpr(run)(jnp.float32(1.0))).count(" gather")
 
     assert gathers(losses()["sse"]) == gathers(losses()["detached"]) == 0 < gathers(losses()["residual"])

@@ -10,8 +10,8 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._control import either, when
-from jaxsae.kernels._dispatch import Available, Implementation, axes, choose, no_entries, on_mesh
-from jaxsae.kernels.decode_residual_sddmm import reference, xla
+from jaxsae.kernels._dispatch import Available, Implementation, Shape, axes, choose, no_entries, on_mesh
+from jaxsae.kernels.decode_residual_sddmm import reference, xla, xla_rows
 from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sharded.axes import split_of
 from jaxsae.kernels.sparse_decode import few
@@ -27,7 +27,7 @@ def differentiable(backend: Any) -> Callable:
 
     `residual_and_dots` may return None for the products, where holding the rows would not save fetching them again;
     then `gradients` gives those of the values and of W, otherwise `row_grads` that of W and `dots` the rest.  An
-    optional `prepare(indices, size)` makes further arguments of `gradients`, outside of any branch.
+    optional `prepare(indices, size)` makes further arguments of `gradients` or `row_grads`, outside of any branch.
 
     Returns:
         op(values, indices, W, e0, second) -> (sse, e, rows of the second list or None).
@@ -60,7 +60,7 @@ def differentiable(backend: Any) -> Callable:
 
         def main(values, indices, away, W, *prepared):
             if known is not None:
-                return jnp.zeros(()), backend.row_grads(values, indices, away, len(W))
+                return jnp.zeros(()), backend.row_grads(values, indices, away, len(W), *prepared)
             return backend.gradients(values, indices, away, W, *prepared)
 
         prepare = getattr(backend, "prepare", lambda indices, size: ())
@@ -143,8 +143,13 @@ class SparseCore(_WithoutDots):
         return e0.astype(jnp.float32) - _SparseCoreDecode.forward(values, indices, W)
 
 
+def _few_entries(shape: Shape) -> str | None:
+    return no_entries(shape) or xla_rows.leaves(shape)
+
+
 IMPLEMENTATIONS: Available = {
     "pallas_gpu": replace(_gpu.implementation(differentiable(PallasGpu)), leaves=_PallasGpuDecode.leaves),
+    "xla_rows": Implementation(differentiable(xla_rows), ("cpu",), leaves=_few_entries),
     "xla": differentiable(xla),
     "pallas_tpu": replace(_tpu.implementation(differentiable(PallasTpu)), leaves=no_entries),
     "sparsecore": Implementation(differentiable(SparseCore), ("tpu",), _SparseCoreDecode.refuse, no_entries),
@@ -175,9 +180,10 @@ def decode_residual_sddmm(
         e0: [B, E] what is to be reconstructed.
         second: values [B, L], indices [B, L] and a bool [] `live`: another list to decode with the same W, such as that
             of dead latents.  With `live` False its values must be 0; then it costs nothing, forward or backward.
-        implementation: None (best here), "xla", "pallas_tpu", "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" (lists
-            shorter than S / 64) or "reference".  It decodes the first list; `second` is always summed in XLA.  On a
-            mesh each device sums its own latents in XLA, and only "xla" can be named.
+        implementation: None (best here), "xla", "xla_rows" (CPU, lists shorter than S / 32), "pallas_tpu",
+            "sparsecore" (f32 on a v5p or v6e), "pallas_gpu" (lists shorter than S / 64) or "reference".  It decodes the
+            first list; `second` is always summed in XLA.  On a mesh each device sums its own latents in XLA, and only
+            "xla" can be named.
 
     Returns:
         sse [B] f32 (sum over E) and e [B, E] f32; with `second` also its decoded rows [B, E] f32.

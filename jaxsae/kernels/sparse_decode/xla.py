@@ -92,10 +92,12 @@ def outer_sum(
     rows: jax.Array,
     size: int,
     start: tuple[jax.Array, jax.Array] | None = None,
+    order: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """sum_b,j values[b, j] e_indices[b, j] (x) rows[b]: [size, width] f32, and the sum of values per index [size].
 
-    Both are added to `start` where it is given, in its dtypes.  Entries of index `size` are left out.
+    Both are added to `start` where it is given, in its dtypes.  Entries of index `size` are left out.  `order` is what
+    `order_for` gives.
     """
     if start is None:
         start = jnp.zeros((size, rows.shape[1]), jnp.float32), jnp.zeros(size, jnp.float32)
@@ -105,7 +107,18 @@ def outer_sum(
         return dense_outer_sum(values, indices, rows, start)
     if values.size % CHUNK:
         return _by_rank(values, indices, rows, start)
-    return _by_latent(values, indices, rows, start)
+    return _by_latent(values, indices, rows, start, order)
+
+
+def order_for(indices: jax.Array, size: int) -> tuple[jax.Array, ...]:
+    """What `outer_sum` sorts by, for more than one sum over the same entries; nothing where it does not sort.
+
+    Example:
+        >>> order_for(jnp.zeros((2, 3), jnp.int32), 9)
+        ()
+    """
+    sorts = indices.size and not indices.size % CHUNK and not is_long(indices.shape[1], size)
+    return (by_latent(indices.reshape(-1), size, CHUNK),) if sorts else ()
 
 
 def dense_forward(values: jax.Array, indices: jax.Array, W: jax.Array, there: jax.Array | None = None) -> jax.Array:
@@ -220,9 +233,9 @@ def by_latent(indices: jax.Array, size: int, whole: int = 1) -> jax.Array:
     return (order + each * jnp.arange(groups, dtype=jnp.int32)[:, None]).reshape(-1)
 
 
-def _by_latent(values, indices, rows, start):
+def _by_latent(values, indices, rows, start, order):
     row = jnp.broadcast_to(jnp.arange(len(values), dtype=jnp.int32)[:, None], indices.shape)
-    return _sorted_sum(values, indices, row, rows, start)
+    return _sorted_sum(values, indices, row, rows, start, order)
 
 
 def entry_sum(values: jax.Array, indices: jax.Array, row: jax.Array, rows: jax.Array, size: int) -> jax.Array:
@@ -245,12 +258,12 @@ def entry_sum(values: jax.Array, indices: jax.Array, row: jax.Array, rows: jax.A
     return _sorted_sum(values, indices, row, rows, start)[0] if values.size else start[0]
 
 
-def _sorted_sum(values, indices, row, rows, start):
+def _sorted_sum(values, indices, row, rows, start, order=None):
     """Entries sorted by latent, a chunk at a time: additions to one row of the sum find it in cache."""
     size, fill = len(start[1]), -values.size % CHUNK
     flat = zip((values.astype(jnp.float32), indices, row), (0, size, 0), strict=True)
     value, index, row = (jnp.pad(a.reshape(-1), (0, fill), constant_values=c) for a, c in flat)
-    order = by_latent(index, size, CHUNK)
+    order = by_latent(index, size, CHUNK) if order is None else order
     chunks = tuple(a[order].reshape(-1, CHUNK) for a in (value, index, row))
 
     def add(carry, entry):
