@@ -57,7 +57,7 @@ def move(
 
 
 def _by_leaf(adam, unit, train, fixed, grads, opt, lr, turned):
-    turned = tuple(name for name in turned if works_in_place(train[name], name in unit))
+    turned = tuple(n for n in turned if n in train and works_in_place(train[n], n in unit))
     written = {name: g.T if name in turned else g for name, g in grads.items()}
     norm = jnp.sqrt(sum(_square(train[name], g, name in unit) for name, g in written.items()))
     factor = jnp.float32(1.0) if adam.clip is None else jnp.where(norm < adam.clip, 1.0, adam.clip / norm)
@@ -71,7 +71,6 @@ def _by_leaf(adam, unit, train, fixed, grads, opt, lr, turned):
             **rest,
             unit=name in unit,
             turned=name in turned,
-            implementation=None if works_in_place(w, name in unit) else "xla",
         )
         for name, w in train.items()
     }

@@ -1,124 +1,190 @@
-"""A connection from each process to process 0 that breaks the moment the process dies.
+"""A connection from each process to process 0, whose end tells that the process died.
 
-A killed process is noticed at once where a collective on CPUs waits for it; on TPUs, at a barrier or in a save its
-heartbeats have to be missed first, and then jax aborts.  A connection breaks within a second everywhere.  It carries a
-greeting, then nothing, and a goodbye where the process ends by itself.  Where it cannot be had (a firewall), or where
-a machine is gone and closes nothing, the heartbeats tell as before.
+A killed process is noticed at once where a collective on CPUs waits for it.  Elsewhere (on TPUs, at a barrier, in a
+save) its heartbeats would have to be missed, and then jax aborts.  But its system closes its connections: that is seen
+here, if the process does not come back.  The connection carries a greeting, then nothing, and a goodbye where the
+process ends by itself.  Only a connection that was closed counts, never one that broke: what a network does, and a
+machine that is gone and closes nothing, is left to the heartbeats.
 """
 
 import contextlib
+import errno
+import os
 import secrets
+import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
-#: Seconds for a process to come back, before a broken connection means that it is gone.
-GRACE = 5
-#: Seconds to connect and to greet.
-PATIENCE = 10
+#: Seconds for a process to come back before its closed connection means that it is gone; it tries several times.
+GRACE = 15
+#: Seconds to connect, and to greet; the longest wait between two tries.
+PATIENCE, LONGEST_WAIT = 3, 60
 #: Seconds of silence after which a sign of life is exchanged: networks forget connections that are silent for minutes.
 SILENCE = 60
 _GOODBYE = b"."
+#: Of `accept`, where there is nothing left to hold a connection with.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Listener:
-    """Process 0's end of all connections.
+    """Process 0's end of all connections, served by one thread.
 
     Args:
-        on_lost: called with the number of a process whose connection broke, without a goodbye and for good.
+        on_lost: called once, with the number of a process that closed its connection without a goodbye and for good.
         grace: seconds for it to connect again.
+
+    Raises:
+        OSError: no port can be had.
     """
 
-    def __init__(self, on_lost: Callable[[int], None], grace: float = GRACE):
+    def __init__(self, on_lost: Callable[[int], None], grace: float):
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         self._server = socket.create_server(("", 0), family=family, backlog=1024, dualstack_ipv6=both)
         self._token = secrets.token_hex(16)  # whoever else finds the port is no process of this run
-        self._newest: dict[int, socket.socket] = {}
         self._on_lost, self._grace = on_lost, grace
-        _in_a_thread(self._accept)
+        self._known: dict[socket.socket, int] = {}  # process of a connection
+        self._strangers: dict[socket.socket, float] = {}  # until when a connection may greet
+        self._away: dict[int, float] = {}  # until when a process may come back
+        self._selector = selectors.DefaultSelector()
+        self._server.setblocking(False)
+        self._selector.register(self._server, selectors.EVENT_READ)
+        threading.Thread(target=self._serve, name="jaxsae-lifeline", daemon=True).start()
 
     @property
     def where(self) -> str:
         """What the others have to know, besides the host."""
         return f"{self._server.getsockname()[1]}:{self._token}"
 
-    def _accept(self) -> None:
-        while True:
+    def _serve(self) -> None:
+        lost = None
+        while lost is None:
             try:
-                connection, _ = self._server.accept()
-            except OSError:  # no file handles left, say: the heartbeats remain
-                time.sleep(1)
-                continue
-            _in_a_thread(self._hold, connection)
+                lost = self._turn()
+            except OSError:  # who comes back could not be let in: from here on only the heartbeats tell
+                return
+        self._on_lost(lost)
 
-    def _hold(self, connection: socket.socket) -> None:
-        index = None
+    def _turn(self) -> int | None:
+        """Serves whoever is ready; only where nobody is, so that no news is left unread, is a process lost."""
+        limits = [*self._strangers.values(), *self._away.values()]
+        ready = self._selector.select(max(0.0, min(limits) - time.monotonic()) if limits else None)
+        for key, _ in ready:
+            if key.fileobj is self._server:
+                self._accept()
+            elif isinstance(key.fileobj, socket.socket):
+                self._read(key.fileobj)
+        if ready:
+            return None
+        for stranger in _over(self._strangers):
+            self._forget(stranger)
+        return next(iter(_over(self._away)), None)
+
+    def _accept(self) -> None:
         try:
-            with connection, connection.makefile("rb") as stream:
-                connection.settimeout(PATIENCE)
-                index = self._greeted(stream.readline(64))
-                if index is None:
-                    return
-                self._newest[index] = connection
-                _keep_alive(connection)
-                if stream.read(1) == _GOODBYE:
-                    return
-        except TimeoutError:  # a network that stalls is the heartbeats' to judge
-            return
-        except OSError:  # reset
-            pass
-        time.sleep(self._grace)
-        if index is not None and self._newest[index] is connection:
-            self._on_lost(index)
+            connection, _ = self._server.accept()
+        except OSError as e:
+            if e.errno in _EXHAUSTED:
+                raise
+            return  # it went away again
+        connection.setblocking(False)
+        self._strangers[connection] = time.monotonic() + PATIENCE
+        self._selector.register(connection, selectors.EVENT_READ)
 
-    def _greeted(self, greeting: bytes) -> int | None:
-        token, _, index = greeting.decode("ascii", "replace").strip().partition(" ")
-        known = secrets.compare_digest(token.encode(), self._token.encode())
-        return int(index) if known and index.isdigit() else None
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:  # it broke
+            return self._forget(connection)
+        index = self._known.get(connection)
+        if index is None:
+            return self._greeted(connection, data)
+        self._forget(connection)
+        if not data and index not in self._known.values():
+            self._away[index] = time.monotonic() + self._grace
+
+    def _greeted(self, connection: socket.socket, data: bytes) -> None:
+        greeting, _, rest = data.partition(b"\n")
+        token, _, index = greeting.partition(b" ")
+        if not secrets.compare_digest(token, self._token.encode()) or not index.isdigit():
+            return self._forget(connection)
+        self._away.pop(int(index), None)
+        if rest:
+            return self._forget(connection)
+        del self._strangers[connection]
+        self._known[connection] = int(index)
+        _keep_alive(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        self._known.pop(connection, None)
+        self._strangers.pop(connection, None)
+        self._selector.unregister(connection)
+        connection.close()
+
+
+def _over(limits: dict[Any, float]) -> list[Any]:
+    return [who for who, limit in limits.items() if limit <= time.monotonic()]
 
 
 class Line:
-    """Another process's end: held until it says goodbye, and taken up again where it breaks.
+    """Another process's end: held until it says goodbye, and taken up again where it ends before.
 
     Args:
         host: of process 0.
-        where: `Listener.where`.
+        where: waits for `Listener.where`; nothing is held where that is empty or cannot be had.
         index: of this process.
     """
 
-    def __init__(self, host: str, where: str, index: int):
-        port, _, self._token = where.partition(":")
-        self._address, self._index = (host, int(port)), index
-        self._leaving = threading.Event()
+    def __init__(self, host: str, where: Callable[[], str], index: int):
+        self._host, self._where, self._index = host, where, index
+        self._changing, self._leaving, self._said = threading.Lock(), threading.Event(), False
         self._connection: socket.socket | None = None
-        _in_a_thread(self._hold)
+        os.register_at_fork(after_in_child=self._let_go)
+        threading.Thread(target=self._hold, name="jaxsae-lifeline", daemon=True).start()
 
     def _hold(self) -> None:
-        while not self._leaving.is_set():
-            with contextlib.suppress(OSError), socket.create_connection(self._address, PATIENCE) as connection:
-                connection.sendall(f"{self._token} {self._index}\n".encode())
-                _keep_alive(connection)
-                self._connection = connection
-                connection.recv(1)  # nothing is ever sent: it returns when the connection breaks
-            self._leaving.wait(1)
+        where = ""
+        with contextlib.suppress(Exception):
+            where = self._where()
+        port, _, token = where.partition(":")
+        wait, greeted = 0.0, False
+        while port and not self._said and (greeted or not self._leaving.is_set()):
+            if self._leaving.wait(wait):
+                time.sleep(0.2)
+            began, wait = time.monotonic(), min(LONGEST_WAIT, 2 * wait or 0.5)
+            with contextlib.suppress(OSError), socket.create_connection((self._host, int(port)), PATIENCE) as line:
+                _keep_alive(line)
+                line.settimeout(None)
+                with self._changing:
+                    said = self._leaving.is_set()
+                    line.sendall(f"{token} {self._index}\n".encode() + said * _GOODBYE)
+                    self._connection, self._said, greeted = line, said, True
+                line.recv(1)  # nothing is ever sent: it returns when the connection ends
+            self._connection = None
+            if time.monotonic() - began > LONGEST_WAIT:
+                wait = 0.0
 
     def goodbye(self) -> None:
-        """Before the process ends by itself."""
+        """Before the process ends by itself; while the connection is being taken up again, its thread says it."""
         self._leaving.set()
-        if self._connection is not None:
-            with contextlib.suppress(OSError):
+        with self._changing, contextlib.suppress(OSError):
+            if self._connection is not None:
                 self._connection.sendall(_GOODBYE)
+                self._said = True
+
+    def _let_go(self) -> None:
+        """In the child of a fork, whose copy would hold the connection when this process is dead."""
+        if self._connection is not None:
+            self._connection.close()
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)  # the second on macOS
     if idle is not None:
         connection.setsockopt(socket.IPPROTO_TCP, idle, SILENCE)
-
-
-def _in_a_thread(target: Callable[..., None], *args: object) -> None:
-    threading.Thread(target=target, args=args, name="jaxsae-lifeline", daemon=True).start()

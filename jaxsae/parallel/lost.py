@@ -16,10 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from multiprocessing.util import Finalize
 
 from jaxsae.errors import JaxsaeError, PeerLost
-from jaxsae.parallel import processes
-from jaxsae.parallel.lifeline import Line, Listener
+from jaxsae.parallel import lifeline, processes
 
 #: Exit status of a process whose peer is gone (EX_TEMPFAIL): a launcher should start the same command again.
 AGAIN = PeerLost.status
@@ -31,6 +31,8 @@ LIFELINE = "jaxsae/lifeline"
 TOGETHER_MS = 3000
 #: Milliseconds for process 0 to say how it is reached.
 LIFELINE_MS = 60_000
+#: Of larger runs process 0 would need more files than some systems allow.
+MOST_LINES = 256
 _YEAR_MS = 365 * 24 * 3600 * 1000
 
 #: What failed collectives and a lost coordinator look like, under all the types that jax raises them as.
@@ -40,7 +42,7 @@ _SIGNS = re.compile(
     re.IGNORECASE,
 )
 
-_ending = threading.Event()
+_ending, _ended = threading.Event(), threading.Event()
 
 
 def joined() -> bool:
@@ -70,14 +72,15 @@ def peer_lost(error: BaseException) -> PeerLost:
 
 def watch() -> None:
     """Starts the threads that wait for news of the other processes, until this one ends."""
-    line = None
-    with contextlib.suppress(Exception):  # without it, the heartbeats tell
-        line = _lifeline()
+    line, process = _lifeline(), os.getpid()
     if processes.index():
         threading.Thread(target=_watch_first, name="jaxsae-first", daemon=True).start()
     thread = threading.Thread(target=_read_note, name="jaxsae-note", daemon=True)
 
     def stop() -> None:  # runs before jax leaves the others
+        if _ended.is_set() or os.getpid() != process:  # the child of a fork is not the one that ends
+            return
+        _ended.set()
         _ending.set()
         if line is not None:
             line.goodbye()
@@ -87,14 +90,21 @@ def watch() -> None:
 
     thread.start()
     atexit.register(stop)
+    Finalize(None, stop, exitpriority=100)  # a forked process of multiprocessing ends without what atexit knows
 
 
-def _lifeline() -> Line | None:
-    if not processes.index():
-        processes.client().key_value_set(LIFELINE, Listener(_other_gone).where)
-        return None
-    where = processes.client().blocking_key_value_get(LIFELINE, LIFELINE_MS)
-    return Line(_first_host()[0], where, processes.index())
+def _lifeline() -> lifeline.Line | None:
+    """This process's end of the connections with process 0; without them the heartbeats tell."""
+    if processes.index():
+        wait_for = lambda: processes.client().blocking_key_value_get(LIFELINE, LIFELINE_MS)  # noqa: E731
+        return lifeline.Line(_first_host()[0], wait_for, processes.index())
+    where = ""
+    with contextlib.suppress(OSError):
+        if processes.count() <= MOST_LINES:
+            where = lifeline.Listener(_other_gone, lifeline.GRACE).where
+    with contextlib.suppress(Exception):
+        processes.client().key_value_set(LIFELINE, where)
+    return None
 
 
 def _other_gone(index: int) -> None:
@@ -190,8 +200,8 @@ def _leave_with(status: int, message: str, own: str) -> None:
 
 
 def _leave_notes(note: str, of: Iterable[int]) -> None:
-    with contextlib.suppress(Exception):
-        for i in of:
+    for i in of:
+        with contextlib.suppress(Exception):  # it may have one already
             processes.client().key_value_set(NOTE.format(i), note)
 
 

@@ -64,6 +64,9 @@ def start(
 ) -> Place:
     """Joins the processes of this run; call it before anything touches a device.
 
+    From then on the processes watch each other: where one dies, the others end with a sentence and status 75.  One that
+    leaves by `os._exit` counts as dead.
+
     Args:
         coordinator: host:port of process 0, as all of them reach it; None for the environment's or the cluster's.
         count: how many processes there are.

@@ -58,13 +58,13 @@ def _check_leaves(recipe: "Recipe") -> None:
 def _check_range(recipe: "Recipe") -> None:
     """Whole scalars become int32, as the count of tokens since a latent was on is, which stops at 2**30."""
     for name, value in recipe.hyper:
-        if not math.isfinite(value) or (name == "lr" and value < 0):
-            expected = "from 0 on" if name == "lr" else "that is finite"
-            raise ConfigError(f"recipe {recipe.name!r}: expected {name} to be a number {expected}, found {value}")
         if isinstance(value, int) and abs(value) >= 2**31:
             raise ConfigError(
                 f"recipe {recipe.name!r}: {name} = {value} is beyond 32 bits; expected at most {2**31 - 1}"
             )
+        if not math.isfinite(value) or (name == "lr" and value < 0):
+            expected = "a finite number, 0 or more" if name == "lr" else "a finite number"
+            raise ConfigError(f"recipe {recipe.name!r}: expected {name} to be {expected}, found {value}")
 
 
 def _check_k(recipe: "Recipe", cap: int | None) -> None:

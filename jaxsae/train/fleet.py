@@ -294,7 +294,7 @@ def _counted(name: str, value: Any, default: Any) -> Any:
     """A swept value; what counts something has to be whole, since a rounded one would not be what its run is called."""
     if name not in COUNTS or not isinstance(default, int):
         return value
-    if not float(value).is_integer():
+    if isinstance(value, float) and not value.is_integer():
         raise ConfigError(f"{name!r} of a sweep counts something, so that it has to be whole, found {value:g}")
     return int(value)
 

@@ -69,6 +69,30 @@ def test_a_second_list_adds_its_gradients_to_the_same_sum(op, live, sends):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5 * max(float(jnp.abs(e).max()), 1e-6))
 
 
+@pytest.mark.parametrize("runs", [0, 2])
+def test_blocks_of_rows_and_entries_sorted_once_are_the_same_sums(runs):
+    """On a CPU 512 rows of 8 entries of width 1024 are four blocks, and 4096 entries are two sorted chunks."""
+    B, K, E, S = 512, 8, 1024, 1100
+    keys = jax.random.split(jax.random.key(0), 5)
+    values, W, e0 = (jax.random.normal(k, s) for k, s in zip(keys, ((B, K), (S, E), (B, E)), strict=False))
+    indices = jax.random.randint(keys[3], (B, K), 0, S)
+    second = jax.random.normal(keys[4], (B, 3)), jax.random.randint(keys[4], (B, 3), 0, S)
+
+    def gradients(op, live):
+        def loss(v, W, e0, v2):
+            sse, e, rows = op(v, indices, W, e0, (v2 * live, second[1], live))
+            return jnp.sum(sse) + jnp.sum(jnp.cos(e)) + jnp.sum(rows**2)
+
+        f = lambda live: jax.grad(lambda *a: loss(*a), argnums=(0, 1, 2))(values, W, e0, second[0] * live)  # noqa: E731
+        return jax.jit(jax.vmap(f))(jnp.full(runs, live)) if runs else jax.jit(f)(live)
+
+    for live in (True, False):
+        found = gradients(OPS["xla_rows"], jnp.array(live))
+        expected = gradients(api.IMPLEMENTATIONS["reference"], jnp.array(live))
+        for a, e in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-5, atol=2e-6 * float(jnp.abs(e).max()))
+
+
 def test_runs_of_a_sweep_with_and_without_a_live_second_list():
     values, indices, W, e0 = inputs(3)
 

@@ -371,22 +371,49 @@ def test_an_error_of_one_process_is_told_by_all(tmp_path):
 def test_a_killed_process_is_noticed_where_no_collective_waits_for_it(tmp_path):
     """As on TPUs, and in a save: the others wait for its word, and missed heartbeats would take much longer."""
     code = """
-        import time
+        import os, time
         from jaxsae import parallel
+        parallel.lifeline.GRACE = 1
         place = parallel.start()
-        print("there", flush=True)
-        if place.index == 1:
+        if place.index == 1 and os.fork():  # its child lives on, as a loader of data may
+            print("there", flush=True)
             time.sleep(200)
+        elif place.index == 1:
+            time.sleep(30)
+            os._exit(0)
+        print("there", flush=True)
         parallel.exchange("word", "mine")
     """
     slow = {i: {"JAXSAE_HEARTBEAT_SECONDS": "100"} for i in range(3)}
     with Group(tmp_path, 3, ["-c", textwrap.dedent(code)], only=slow) as three:
         three.until(lambda: all("there" in three.said(i, "out") for i in range(3)))
-        time.sleep(1)
+        time.sleep(2)
         three.processes[1].kill()
-        assert three.statuses(within=30) == [75, -signal.SIGKILL, 75], three.everything()
+        assert three.statuses(within=20) == [75, -signal.SIGKILL, 75], three.everything()
         told = "jaxsae: error: process 1 of 3 ended or cannot be reached; the same command"
         assert all(three.said(i).startswith(told) for i in (0, 2)), three.everything()
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_processes_may_end_in_peace_at_different_times(tmp_path, forked):
+    code = """
+        import multiprocessing, sys, time
+        def work():
+            from jaxsae import parallel
+            parallel.lifeline.GRACE = 1
+            if parallel.start().index == 0:
+                time.sleep(4)
+            print("done", flush=True)
+        if sys.argv[1] == "True":
+            process = multiprocessing.get_context("fork").Process(target=work)
+            process.start()
+            process.join()
+            sys.exit(process.exitcode)
+        work()
+    """
+    with Group(tmp_path, 2, ["-c", textwrap.dedent(code), str(forked)]) as two:
+        assert two.statuses(within=60) == [0, 0], two.everything()
+        assert [two.said(i, "out") for i in (0, 1)] == ["done", "done"]
 
 
 def test_a_process_that_hangs_is_given_up_after_the_heartbeat_time(tmp_path):

@@ -108,9 +108,9 @@ def test_the_learning_rate_rule_of_the_paper():
     [
         (lambda: recipes.topk(D, S, k=33), "k must lie between 1 and d_sae = 32, found 33"),
         (lambda: recipes.topk(D, S, k=0), "k must lie between 1 and d_sae = 32, found 0"),
-        (lambda: recipes.topk(D, S, K, lr=-1e-3), "expected lr to be a number from 0 on, found -0.001"),
-        (lambda: recipes.topk(D, S, K, lr=float("inf")), "expected lr to be a number from 0 on, found inf"),
-        (lambda: recipes.relu_l1(D, S, l1_coefficient=float("nan")), "expected l1_coefficient to be a number that is"),
+        (lambda: recipes.topk(D, S, K, lr=-1e-3), "expected lr to be a finite number, 0 or more, found -0.001"),
+        (lambda: recipes.topk(D, S, K, lr=float("inf")), "expected lr to be a finite number, 0 or more, found inf"),
+        (lambda: recipes.relu_l1(D, S, l1_coefficient=float("nan")), "l1_coefficient to be a finite number"),
         (lambda: recipes.topk(D, S, K, k_aux=0), "k_aux must be at least 1, found 0; leave the term out"),
         (lambda: recipes.top_afa(D, S, k_aux=0), "k_aux must be at least 1, found 0; leave the term out"),
         (lambda: recipes.topk.Config().build(d_in=D), "give d_sae or expansion_factor"),

@@ -127,7 +127,7 @@ def test_what_cannot_be_swept_is_refused_with_what_can():
         Fleet(RECIPE, (Member(0, (("k", 2.5),)),))
     with pytest.raises(ConfigError, match=r"'k' of a sweep counts something, so that it has to be whole, found inf"):
         Fleet(RECIPE, (Member(0, (("k", float("inf")),)),))
-    with pytest.raises(ConfigError, match="expected lr to be a number from 0 on, found nan"):
+    with pytest.raises(ConfigError, match="expected lr to be a finite number, 0 or more, found nan"):
         Fleet(RECIPE, (Member(0, (("lr", float("nan")),)),))
     with pytest.raises(ConfigError, match="a fleet's member must be a whole number"):
         Member(-1)

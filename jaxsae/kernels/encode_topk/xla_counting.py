@@ -16,9 +16,9 @@ from jaxsae.kernels.encode_topk.reference import no_second
 from jaxsae.kernels.topk import xla_counting as counting
 from jaxsae.kernels.topk.xla import group_maxima
 
-#: Latents turned over at once in the gradient of W: their rows, read across, have to stay in the nearest cache, where
-#: rows that are a multiple of so many floats apart push each other out.
-TILE, TILE_APART, APART = 32, 16, 512
+#: Latents turned over at once in the gradient of W: their rows, read across, have to stay in the nearest cache.  Rows
+#: whose width is a multiple of `CLASH` floats push each other out of it, so there they are fewer.
+TILE, TILE_OF_CLASHING, CLASH = 32, 16, 512
 
 
 def refuse(shape: Shape, dtype: str) -> str | None:
@@ -57,7 +57,7 @@ def backward(k, k_aux, signed, residuals, cotangents):
 def turned(a: jax.Array) -> jax.Array:
     """The transpose [D, S] of [S, D], tile by tile."""
     size, depth = a.shape
-    n = TILE_APART if depth % APART == 0 else TILE
+    n = TILE if depth % CLASH else TILE_OF_CLASHING
     if size % n:
         return a.T
 
