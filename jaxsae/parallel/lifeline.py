@@ -20,8 +20,10 @@ from typing import Any
 
 #: Seconds for a process to come back before its closed connection means that it is gone; it tries several times.
 GRACE = 15
-#: Seconds to connect, and to greet; the longest wait between two tries.
-PATIENCE, LONGEST_WAIT = 3, 60
+#: Seconds to connect, and to greet.
+PATIENCE = 3
+#: Longest wait between two tries: to come back, and where nobody ever answered.
+WAIT_BACK, WAIT_UNHEARD = 4, 60
 #: Seconds of silence after which a sign of life is exchanged: networks forget connections that are silent for minutes.
 SILENCE = 60
 _GOODBYE = b"."
@@ -103,10 +105,13 @@ class Listener:
             return self._forget(connection)
         index = self._known.get(connection)
         if index is None:
-            return self._greeted(connection, data)
-        self._forget(connection)
-        if not data and index not in self._known.values():
-            self._away[index] = time.monotonic() + self._grace
+            self._greeted(connection, data)
+        elif data:
+            self._part(connection)
+        else:
+            self._forget(connection)
+            if index not in self._known.values():
+                self._away[index] = time.monotonic() + self._grace
 
     def _greeted(self, connection: socket.socket, data: bytes) -> None:
         greeting, _, rest = data.partition(b"\n")
@@ -115,10 +120,15 @@ class Listener:
             return self._forget(connection)
         self._away.pop(int(index), None)
         if rest:
-            return self._forget(connection)
+            return self._part(connection)
         del self._strangers[connection]
         self._known[connection] = int(index)
         _keep_alive(connection)
+
+    def _part(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.send(_GOODBYE)  # so that the process knows it was heard
+        self._forget(connection)
 
     def _forget(self, connection: socket.socket) -> None:
         self._known.pop(connection, None)
@@ -142,7 +152,7 @@ class Line:
 
     def __init__(self, host: str, where: Callable[[], str], index: int):
         self._host, self._where, self._index = host, where, index
-        self._changing, self._leaving, self._said = threading.Lock(), threading.Event(), False
+        self._changing, self._leaving = threading.Lock(), threading.Event()
         self._connection: socket.socket | None = None
         os.register_at_fork(after_in_child=self._let_go)
         threading.Thread(target=self._hold, name="jaxsae-lifeline", daemon=True).start()
@@ -152,21 +162,20 @@ class Line:
         with contextlib.suppress(Exception):
             where = self._where()
         port, _, token = where.partition(":")
-        wait, greeted = 0.0, False
-        while port and not self._said and (greeted or not self._leaving.is_set()):
+        wait, greeted, said = 0.0, False, False
+        while port and not said and (greeted or not self._leaving.is_set()):
             if self._leaving.wait(wait):
                 time.sleep(0.2)
-            began, wait = time.monotonic(), min(LONGEST_WAIT, 2 * wait or 0.5)
+            began, wait = time.monotonic(), min(WAIT_BACK if greeted else WAIT_UNHEARD, 2 * wait or 0.5)
             with contextlib.suppress(OSError), socket.create_connection((self._host, int(port)), PATIENCE) as line:
                 _keep_alive(line)
                 line.settimeout(None)
                 with self._changing:
-                    said = self._leaving.is_set()
-                    line.sendall(f"{token} {self._index}\n".encode() + said * _GOODBYE)
-                    self._connection, self._said, greeted = line, said, True
-                line.recv(1)  # nothing is ever sent: it returns when the connection ends
+                    line.sendall(f"{token} {self._index}\n".encode() + self._leaving.is_set() * _GOODBYE)
+                    self._connection, greeted = line, True
+                said = line.recv(1) == _GOODBYE  # it returns when the goodbye was heard, or the connection ends
             self._connection = None
-            if time.monotonic() - began > LONGEST_WAIT:
+            if greeted and time.monotonic() - began > 2 * PATIENCE:  # it was held
                 wait = 0.0
 
     def goodbye(self) -> None:
@@ -175,7 +184,6 @@ class Line:
         with self._changing, contextlib.suppress(OSError):
             if self._connection is not None:
                 self._connection.sendall(_GOODBYE)
-                self._said = True
 
     def _let_go(self) -> None:
         """In the child of a fork, whose copy would hold the connection when this process is dead."""

@@ -114,6 +114,18 @@ def test_a_closed_connection_is_taken_up_again(lost, leaves):
     line.goodbye()
 
 
+def test_somebody_who_closes_connections_again_and_again_loses_nobody(lost, monkeypatch):
+    monkeypatch.setattr(lifeline, "WAIT_BACK", 0.1)
+    listener = Listener(lost.put, 1.0)
+    line = line_to(listener, 2)
+    for _ in range(8):
+        cut(listener)
+        until(lambda: not listener._known)
+        until(lambda: listener._known)
+    assert lost.empty()
+    line.goodbye()
+
+
 def test_one_of_two_connections_of_a_process_is_enough(listener, lost):
     first, second = greeted(listener, 1), greeted(listener, 1)
     until(lambda: len(listener._known) == 2)
