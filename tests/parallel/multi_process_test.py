@@ -162,9 +162,9 @@ def test_a_killed_process_ends_the_others_with_a_sentence_and_the_same_command_g
             two.until(lambda before=before: step_of(output) >= before + 25 and saved(output) >= 20)
             two.processes[victim].kill()
             status = two.statuses(within=40)[other]
-            assert status in (75, -signal.SIGABRT), two.everything()
+            assert status in (75, -signal.SIGABRT, 1), two.everything()  # 1 is jax 0.7's abort
             told = "ended or cannot be reached" in two.said(other)  # on a busy machine jax may abort before we speak
-            assert told or (status == -signal.SIGABRT and "coordination service" in two.said(other))
+            assert told or (status != 75 and "coordination service" in two.said(other)), two.everything()
             assert "Traceback" not in two.said(other)
         if not newest:
             newest = saved(output)
