@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxsae.kernels import _gpu, _tpu
 from jaxsae.kernels._control import either, when
-from jaxsae.kernels._dispatch import Available, Implementation, Shape, axes, choose, no_entries, on_mesh
+from jaxsae.kernels._dispatch import Available, Implementation, axes, choose, no_entries, on_mesh
 from jaxsae.kernels.decode_residual_sddmm import reference, xla, xla_rows
 from jaxsae.kernels.sharded import sparse_decode as sharded
 from jaxsae.kernels.sharded.axes import split_of
@@ -143,13 +143,9 @@ class SparseCore(_WithoutDots):
         return e0.astype(jnp.float32) - _SparseCoreDecode.forward(values, indices, W)
 
 
-def _few_entries(shape: Shape) -> str | None:
-    return no_entries(shape) or xla_rows.leaves(shape)
-
-
 IMPLEMENTATIONS: Available = {
     "pallas_gpu": replace(_gpu.implementation(differentiable(PallasGpu)), leaves=_PallasGpuDecode.leaves),
-    "xla_rows": Implementation(differentiable(xla_rows), ("cpu",), leaves=_few_entries),
+    "xla_rows": Implementation(differentiable(xla_rows), ("cpu",), leaves=xla_rows.leaves),
     "xla": differentiable(xla),
     "pallas_tpu": replace(_tpu.implementation(differentiable(PallasTpu)), leaves=no_entries),
     "sparsecore": Implementation(differentiable(SparseCore), ("tpu",), _SparseCoreDecode.refuse, no_entries),

@@ -13,7 +13,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxsae.kernels._rows import in_blocks
 from jaxsae.kernels.sparse_decode import xla as sparse
 
 #: Most levels.  With 32 entries a row six took as long as the walk (B 1024, E 576, S 8192, two cores), with 128 ten.
@@ -27,11 +26,11 @@ def nested(values, indices, level, W, e0, main, levels: int, in_order: bool = Fa
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _nested(levels, values, indices, level, W, e0, main):
-    def block(values, indices, level, e0, main):
-        e = _residuals(levels, values, _rows_of(W, indices), level, e0)
+    def block(A, values, level, e0, main):
+        e = _residuals(levels, values, A, level, e0)
         return jnp.sum(e * e, axis=-1), jnp.take_along_axis(e, main[:, None, None], axis=1)[:, 0]
 
-    return _in_blocks(block, W, values, indices, level, e0, main)
+    return sparse.with_rows(block, W, indices, values, level, e0, main)
 
 
 def _fwd(levels, *args):
@@ -41,8 +40,7 @@ def _fwd(levels, *args):
 def _bwd(levels, args, cotangents):
     values, indices, level, W, e0, main = args
 
-    def block(values, indices, level, e0, main, g_sse, g_main):
-        A = _rows_of(W, indices)
+    def block(A, values, level, e0, main, g_sse, g_main):
         G = 2 * g_sse[:, :, None] * _residuals(levels, values, A, level, e0)
         G = G + jnp.where((main[:, None] == jnp.arange(levels)[None])[:, :, None], g_main[:, None], 0.0)
         G = jnp.flip(jnp.cumsum(jnp.flip(G, 1), axis=1), 1)
@@ -50,7 +48,7 @@ def _bwd(levels, args, cotangents):
         own = jnp.take_along_axis(products, jnp.minimum(level, levels - 1)[:, :, None], axis=2)[:, :, 0]
         return jnp.where(level < levels, -own, 0.0), G
 
-    d_values, G = _in_blocks(block, W, values, indices, level, e0, main, *cotangents)
+    d_values, G = sparse.with_rows(block, W, indices, values, level, e0, main, *cotangents)
     used = jnp.where(level < levels, values.astype(jnp.float32), 0.0)
     row = jnp.arange(len(values))[:, None] * levels + jnp.minimum(level, levels - 1)
     dW = sparse.entry_sum(-used, indices, row, G.reshape(-1, G.shape[2]), len(W))
@@ -58,14 +56,6 @@ def _bwd(levels, args, cotangents):
 
 
 _nested.defvjp(_fwd, _bwd)
-
-
-def _in_blocks(block, W, values, *others):
-    return in_blocks(block, 4 * values.shape[1] * W.shape[1], sparse.CACHED, values, *others)
-
-
-def _rows_of(W, indices):
-    return W[indices].astype(jnp.float32)
 
 
 def _residuals(levels, values, A, level, e0):

@@ -6,6 +6,7 @@ finite are left out of the product and added by entries.  Both cost a look at [B
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,13 +73,21 @@ def dots(g: jax.Array, indices: jax.Array, W: jax.Array) -> jax.Array:
     if is_long(indices.shape[1], W.shape[0]):
         return dense_dots(g, indices, W)
     if device()[0] == "cpu":  # a matrix of rows and a vector: its reduction runs at the speed of vector instructions
-        block = lambda g, index: jnp.einsum("be,bke->bk", g, W[index].astype(jnp.float32))  # noqa: E731
-        return in_blocks(block, 4 * indices.shape[1] * W.shape[1], CACHED, g, indices)
+        return with_rows(lambda rows, g: jnp.einsum("be,bke->bk", g, rows), W, indices, g)
 
     def one(_, index):
         return None, jnp.sum(g * W[index].astype(jnp.float32), axis=-1)
 
     return jax.lax.scan(one, None, indices.T)[1].T
+
+
+def with_rows(f: Callable, W: jax.Array, indices: jax.Array, *arrays: jax.Array) -> Any:
+    """`f(rows, *arrays)`, where rows [b, K, E] f32 are those of W that indices [b, K] name, in blocks of the batch.
+
+    For CPUs: the rows of a block stay in the cache for all that f does with them.
+    """
+    block = lambda indices, *arrays: f(W[indices].astype(jnp.float32), *arrays)  # noqa: E731
+    return in_blocks(block, 4 * indices.shape[1] * W.shape[1], CACHED, indices, *arrays)
 
 
 def gradients(values: jax.Array, indices: jax.Array, g: jax.Array, W: jax.Array) -> tuple[jax.Array, jax.Array]:
