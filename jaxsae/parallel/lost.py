@@ -3,7 +3,7 @@
 A process that dies leaves the others waiting: in a collective, which fails at once on CPUs and never on TPUs, or at a
 barrier.  jax aborts them when the heartbeats stop, with a stack trace.  Before that, whoever knows says so in a
 sentence: a process that ends with an error leaves a note with the coordination service, which the others read in a
-thread; process 0, which sees the others' connections break, leaves such notes for a process that was killed; and a
+thread; process 0, which sees the others' connections closed, leaves such notes for a process that was killed; and a
 failed collective is told for what it is.
 """
 
